@@ -1,0 +1,78 @@
+#pragma once
+// What an author wrote, checked and bound: agents and models. Parsing (TOML, JSON) and versions live in runtime/agent;
+// these values cross rooms. A spec is immutable; its version is the digest of its canonical JSON, so applying the same
+// text twice changes nothing, and a turn names the version that it was bound to.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/base/item.h"
+
+namespace mainstay {
+
+enum class ToolsetType : uint8_t { mcp, builtin };
+
+/// One [[tools]] entry: an MCP server over stdio, or a group of builtin tools.
+struct ToolsetSpec {
+    ToolsetType type = ToolsetType::builtin;
+    std::string server_label;                    // MCP; unique within the agent
+    std::vector<std::string> command;            // argv of the stdio server
+    std::map<std::string, std::string> env;      // added to a minimal environment
+    std::vector<std::string> allowed_tools;      // empty: all that the server lists
+    std::map<std::string, EffectClass> effects;  // by tool; else the MCP annotations, else once
+    bool per_session = false;                    // instance = "session"; else one per tenant
+    std::vector<std::string> names;              // builtin: memory, clock, echo
+    uint32_t timeout_ms = 0;                     // of one call; 0: the node's default
+};
+
+struct RetrySpec {
+    uint32_t max_attempts = 5;                                // of one step, the first included
+    uint64_t backoff_min_ms = 1000, backoff_max_ms = 60'000;  // exponential, full jitter
+};
+
+struct AgentSpec {
+    std::string name;
+    uint64_t version = 0;
+    std::string model;
+    std::string instructions;
+    bool truncate_history = true;  // context.truncation = "auto"; false: "disabled", a full context fails the turn
+    double compact_at = 0.0;       // share of the context window; 0: never
+    std::vector<ToolsetSpec> tools;
+    RetrySpec retry;
+    uint32_t steps_per_turn = 32;
+    uint32_t tokens_per_turn = 0;  // 0: no bound
+    std::optional<double> temperature, top_p;
+    uint32_t max_output_tokens = 0;  // of one model step; 0: the model's
+    std::string canonical_json;      // what the version is the digest of
+};
+using AgentPtr = std::shared_ptr<const AgentSpec>;
+
+struct ScriptStep {
+    uint32_t text_bytes = 0;     // size of the text of this model step
+    std::string text;            // or the text itself; {input} stands for the last user message
+    std::string call_tool;       // tool to call, as "server/tool"; empty: answer
+    std::string call_arguments;  // JSON; {input} as above
+    std::string fail_class;      // an ErrorClass word: the step fails so
+    uint32_t fail_times = 0;     // this many attempts, then it works
+    uint32_t delay_ms = 0;
+};
+
+struct ModelSpec {
+    std::string name;
+    uint64_t version = 0;
+    std::vector<std::string> base_url;  // OpenAI-compatible upstreams, in order of preference
+    std::string upstream_model;         // name sent upstream; default: name
+    std::string api_key_env;            // environment variable that holds the key
+    std::string device;                 // "openai" or "scripted"
+    uint32_t context_window = 32768;    // tokens
+    std::vector<ScriptStep> script;     // scripted only: steps of a turn, the last repeated
+    std::optional<double> price_input, price_cached, price_output;  // per million tokens
+    std::string canonical_json;
+};
+using ModelPtr = std::shared_ptr<const ModelSpec>;
+
+}  // namespace mainstay

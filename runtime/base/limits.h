@@ -1,0 +1,91 @@
+#pragma once
+// Every bound of the node, in one place. A refusal names the bound that refused. The values that an operator may want
+// to move are defaults of config/mainstay.toml and are marked (config); the others are part of the formats.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mainstay::limits {
+
+// --- the door ---------------------------------------------------------------------------------------------------
+constexpr size_t http_header_bytes_max = 16 * 1024;
+constexpr size_t http_header_fields_max = 100;
+constexpr size_t http_target_bytes_max = 4 * 1024;
+constexpr size_t http_body_bytes_max = 1024 * 1024;  // (config)
+constexpr size_t http_connections_max = 4096;        // (config)
+constexpr uint32_t http_header_timeout_ms = 10'000;  // from the first byte of a request to the end of its header
+constexpr uint32_t http_body_timeout_ms = 30'000;
+constexpr uint32_t http_write_timeout_ms = 30'000;
+constexpr uint32_t http_idle_timeout_ms = 75'000;  // between requests of a kept-alive connection
+constexpr uint32_t sse_comment_interval_ms = 10'000;
+constexpr size_t sse_queue_events_max = 4096;  // a reader slower than its stream is cut off here
+constexpr size_t json_depth_max = 64;
+constexpr size_t list_page_max = 100;
+constexpr size_t idempotency_key_bytes_max = 256;
+
+// --- a session --------------------------------------------------------------------------------------------------
+constexpr size_t input_items_max = 64;           // of one request
+constexpr size_t input_bytes_max = 512 * 1024;   // text of one request's items
+constexpr size_t input_queue_max = 16;           // accepted inputs that wait for the open turn
+constexpr size_t options_bytes_max = 64 * 1024;  // JSON of the request fields that a turn keeps
+constexpr size_t metadata_pairs_max = 16;        // OpenAI's bounds
+constexpr size_t metadata_key_bytes_max = 64;
+constexpr size_t metadata_value_bytes_max = 512;
+constexpr uint32_t steps_per_turn_default = 32;  // (config, agent)
+constexpr uint32_t steps_per_turn_max = 1024;
+constexpr uint32_t tool_calls_per_step_max = 32;        // parallel calls that one model step may ask for
+constexpr uint64_t turn_duration_ms_default = 600'000;  // (config)
+constexpr size_t tool_arguments_bytes_max = 256 * 1024;
+constexpr size_t tool_result_bytes_max = 1024 * 1024;
+constexpr size_t model_text_bytes_max = 1024 * 1024;  // of one model step
+constexpr size_t history_window_bytes = 128 * 1024;   // settled history kept in memory for prompts (config)
+constexpr size_t memory_entries_max = 256;            // builtin memory of one session
+constexpr size_t memory_key_bytes_max = 256;
+constexpr size_t memory_value_bytes_max = 8 * 1024;
+constexpr size_t memory_bytes_max = 64 * 1024;
+constexpr size_t waits_max = 64;  // open waits of one session
+constexpr uint64_t wait_duration_ms_max = 366ull * 24 * 3600 * 1000;
+constexpr uint64_t idempotency_key_lifetime_ms = 24ull * 3600 * 1000;
+constexpr size_t recent_keys_max = 1024;  // keys that a session may hold before they are in LMDB
+constexpr size_t forks_depth_max = 1024;
+
+// --- the store --------------------------------------------------------------------------------------------------
+constexpr size_t record_bytes_max = 8 * 1024 * 1024;         // one journal record, header included
+constexpr size_t segment_bytes = 64 * 1024 * 1024;           // (config)
+constexpr size_t segments_ready_min = 2;                     // empty segments kept allocated ahead of the writer
+constexpr size_t group_bytes_max = 4 * 1024 * 1024;          // one synced write
+constexpr size_t append_queue_bytes_max = 64 * 1024 * 1024;  // records waiting for their group: beyond, 503
+constexpr size_t apply_backlog_bytes_max =
+    256 * 1024 * 1024;                                    // durable records that LMDB does not contain yet: beyond, 503
+constexpr size_t state_map_bytes = 1ull << 40;            // sparse; never resized while readers live
+constexpr size_t disk_reserve_bytes = 256 * 1024 * 1024;  // below this much free disk the node is read-only (config)
+constexpr uint32_t deleted_text_lifetime_ms = 3600'000;   // a deleted session's text is in no file after this
+
+// --- the node ---------------------------------------------------------------------------------------------------
+constexpr size_t sessions_active_max = 50'000;   // (config) actors in memory; beyond, the longest idle is put to sleep
+constexpr uint32_t passivate_after_ms = 10'000;  // (config)
+constexpr uint32_t restarts_max = 3;             // of one session within restart_window_ms, then quarantine
+constexpr uint32_t restart_window_ms = 60'000;
+constexpr uint32_t tenant_quarantines_max = 64;  // then the tenant's supervisor escalates
+constexpr size_t model_requests_in_flight_max = 4096;
+constexpr size_t tool_calls_in_flight_max = 1024;
+constexpr size_t resume_parallel_max = 256;  // open turns taken up at once after a start
+
+// --- outward ----------------------------------------------------------------------------------------------------
+constexpr size_t upstream_body_bytes_max = 16 * 1024 * 1024;
+constexpr size_t upstream_line_bytes_max = 1024 * 1024;  // one SSE line or one JSON-RPC line
+constexpr uint32_t upstream_connect_timeout_ms = 10'000;
+constexpr uint32_t upstream_stall_timeout_ms = 60'000;     // no byte for this long (config)
+constexpr uint32_t tool_call_timeout_ms_default = 60'000;  // (config)
+constexpr uint32_t tool_start_timeout_ms = 60'000;
+constexpr size_t tool_servers_max = 64;
+constexpr size_t tools_per_server_max = 512;
+
+static_assert(input_bytes_max < http_body_bytes_max);
+static_assert(record_bytes_max < segment_bytes / 4);
+static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
+static_assert(tool_calls_per_step_max * tool_arguments_bytes_max <= record_bytes_max,
+              "a settled step must fit a record");
+static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must be able to wait");
+
+}  // namespace mainstay::limits

@@ -1,0 +1,86 @@
+#pragma once
+// Where whole-text model steps come from. A device never retries (retry has one owner, the supervisor) and never sees
+// the store. submit() may be called from any thread and returns at once; the sink is called on the device's own thread,
+// exactly once with done or failed, after any number of deltas, unless the step was cancelled, after which it is never
+// called again.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/base/agent_spec.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/error_code.h"
+#include "runtime/base/item.h"
+
+namespace mainstay {
+
+/// A tool as the model is shown it.
+struct ToolDefinition {
+    std::string name;  // unique in the request; for MCP tools "<server_label>__<tool>" where two servers share a name
+    std::string description;
+    std::string parameters;  // JSON Schema text
+    bool strict = false;
+};
+using ToolDefinitions = std::shared_ptr<const std::vector<ToolDefinition>>;
+
+/// What the model is shown of the conversation, oldest first. `settled` is shared with the session and immutable.
+struct PromptItems {
+    std::vector<std::shared_ptr<const std::vector<ItemPtr>>> settled;  // one entry a settled turn
+    std::vector<ItemPtr> open;                                         // items of the open turn
+};
+
+struct ModelRequest {
+    uint64_t request_id = 0;  // unique in the process; names the request in cancel()
+    ModelPtr model;
+    std::string instructions;  // agent's, then the request's
+    PromptItems prompt;
+    ToolDefinitions tools;  // may be null
+    std::string options;    // JSON object of the request's own fields (temperature, text.format, tool_choice ...)
+    uint32_t max_output_tokens = 0;
+    uint32_t step = 0;            // model step within the turn, from 0
+    uint32_t attempt = 0;         // from 0
+    TimeMs deadline = 0;          // wall milliseconds; 0: the device's own bound
+    bool stream = false;          // deltas are wanted
+    std::string idempotency_key;  // stable over attempts of one step
+};
+
+struct ModelToolCall {
+    std::string call_id;  // the upstream's id
+    std::string name;
+    std::string arguments;  // JSON text as the model wrote it (may be invalid JSON: the session answers the model so)
+};
+
+struct ModelResult {
+    std::string text;  // may be empty when there are calls
+    std::vector<ModelToolCall> calls;
+    std::string finish_reason;  // "stop", "length", "tool_calls", "content_filter"
+    std::string model;          // as the upstream names it
+    Usage usage;
+};
+
+struct ModelError {
+    ErrorClass error_class = ErrorClass::transient;
+    ErrorCode code = ErrorCode::model_unavailable;
+    std::string message;
+    uint32_t retry_after_ms = 0;  // what the upstream asked for; 0: nothing
+};
+
+class ModelSink {
+  public:
+    virtual ~ModelSink() = default;
+    virtual void delta(uint64_t request_id, std::string text) = 0;
+    virtual void done(uint64_t request_id, ModelResult result) = 0;
+    virtual void failed(uint64_t request_id, ModelError error) = 0;
+};
+
+class TextDevice {
+  public:
+    virtual ~TextDevice() = default;
+    /// `sink` must outlive the step or its cancellation.
+    virtual void submit(ModelRequest request, std::shared_ptr<ModelSink> sink) = 0;
+    virtual void cancel(uint64_t request_id) = 0;
+};
+
+}  // namespace mainstay

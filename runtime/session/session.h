@@ -1,0 +1,152 @@
+#pragma once
+// The session: a pure state machine, no clock, no thread, no disk. decide() turns a command into events and applies
+// them at once (the caller appends the batch and holds every output until the store says committed); apply() is the
+// only thing that changes state, so recovery is: load the head, apply the tail, ask pending() again. There is no second
+// path.
+//
+// Invariants: turns are numbered from 1 without gaps and run one at a time in order; an item index never changes once
+// given; a tool step is dispatched only after its ToolIntent, and settled by exactly one ToolReceipt; after TurnSettled
+// nothing of that turn changes, except that an unknown outcome has been closed before.
+//
+// Owned by one session actor (or by the fold of the store's background thread): not thread-safe.
+
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/session/command.h"
+#include "runtime/session/event.h"
+
+namespace mainstay {
+
+/// One turn as it can be shown: what GET /v1/responses/{id} and the items list are made of. Immutable once settled.
+struct Turn {
+    TurnNo no;
+    TurnStatus status = TurnStatus::queued;
+    TimeMs created_at = 0, settled_at = 0;
+    std::string agent;
+    uint64_t agent_version = 0;
+    std::string principal;
+    std::optional<KeyHash> key;
+    uint64_t request_digest = 0;
+    TurnLimits limits;
+    std::string options;         // JSON, as accepted
+    std::vector<ItemPtr> items;  // inputs first
+    uint32_t input_count = 0;
+    uint32_t model_steps = 0;  // settled
+    Usage usage;
+    std::string model;  // of the last step
+    std::string finish_reason;
+    std::string code, message;  // when failed, incomplete or cancelled
+    /// For a turn number made by AddItems (items without a model run): true. Such a turn is settled at birth.
+    bool items_only = false;
+};
+using TurnPtr = std::shared_ptr<const Turn>;
+
+// --- what the state implies ---------------------------------------------------------------------------------------
+// `cause` is the sequence of the event that made the effect necessary. Tool effects may start only when the store has
+// committed `cause`; a model step may start before that in pipelined mode.
+
+struct RunModelStep {
+    TurnNo turn;
+    uint32_t step = 0, attempt = 0;
+    Sequence cause;
+};
+struct RunTool {
+    TurnNo turn;
+    uint32_t call = 0, attempt = 0;
+    Sequence cause;
+    std::string server_label, name, arguments;
+    EffectClass effect = EffectClass::once;
+    uint64_t timeout_ms = 0;
+    std::string idempotency_key;  // stable over attempts and restarts: BLAKE2b of session, turn and call, in hex
+};
+struct AskRetry {
+    TurnNo turn;
+    uint32_t step = 0;
+    bool is_tool = false;
+    uint32_t attempt = 0;  // the one that failed
+    ErrorClass error_class = ErrorClass::transient;
+    std::string code, message;
+    uint64_t cause_sequence = 0;
+};
+struct Pending {
+    std::optional<RunModelStep> model;  // at most one: turns run one at a time
+    std::vector<RunTool> tools;         // the parallel calls of one model step
+    std::vector<AskRetry> retries;
+    TimeMs wake_at = 0;  // earliest timer, expiry, retry or deadline; 0: none
+};
+
+/// What a decision means to whoever asked; held back until `sequence` is committed.
+struct Decided {
+    std::optional<EventBatch> batch;  // empty: nothing changed (a repeated key, a stale result)
+    Sequence first_sequence;          // of the batch's first event
+    TurnNo turn;                      // SubmitInput: the turn that answers (also for a repeated key)
+    bool repeated = false;            // the key had been used: `turn` is the recorded one
+    std::vector<TurnNo> settled;      // turns that this decision settled, in order
+    std::optional<Error> refused;     // a decision record may be in `batch` all the same
+};
+
+class Session {
+  public:
+    explicit Session(SessionKey key);
+
+    // Copying is for tests and for the fold's scratch state.
+    Session(const Session&) = default;
+    Session& operator=(const Session&) = default;
+    Session(Session&&) = default;
+    Session& operator=(Session&&) = default;
+
+    Decided decide(const Command& command);
+    /// Applies a batch from the journal (recovery and fold); decide() calls it as well. INVARIANT: first_sequence
+    /// follows the last applied one.
+    void apply(const EventBatch& batch, Sequence first_sequence);
+    /// Everything that the state implies now, whether or not it was started: the caller knows what is in flight.
+    Pending pending() const;
+
+    bool exists() const;  // created and not deleted
+    bool deleted() const;
+    bool idle() const;  // no open or queued turn, no open wait
+    Sequence last_sequence() const;
+    const SessionKey& key() const;
+    TurnNo last_turn() const;  // of any status; 0: none
+    TurnNo tip() const;        // last settled; 0: none
+    const SessionCreated& created() const;
+    TimeMs created_at() const;
+    const std::string& metadata() const;
+    const std::unordered_map<std::string, std::string>& memory() const;
+    uint64_t item_count() const;  // of settled turns
+    const Usage& usage() const;   // sum over settled turns
+
+    /// An open or queued turn, or a settled one that is still in the window; null otherwise (read its row).
+    TurnPtr turn(TurnNo no) const;
+    /// Turn that a key of the last 24 hours named, as far as the session remembers itself.
+    std::optional<KnownKey> find_key(const KeyHash& key, TimeMs now) const;
+
+    /// Settled turns for the prompt, oldest first, bounded by `window_bytes`. Loaded at activation from the newest rows
+    /// (call in order, oldest first), extended by apply().
+    void load_window(TurnPtr settled_turn);
+    void set_window_bytes(size_t bytes);
+    /// One entry a settled turn, then the open turn's items; calls of the open turn that are settled carry their
+    /// output.
+    std::vector<std::shared_ptr<const std::vector<ItemPtr>>> window() const;
+    const Turn* open_turn() const;  // the turn in progress; null: none
+
+    /// Keys whose turns are in LMDB up to this turn may be forgotten here.
+    void forget_keys(TurnNo up_to);
+
+    /// The snapshot: small, independent of the length of the history (schema Head). `encode_head` after apply of all
+    /// batches up to last_sequence(); open turns are kept as their raw batches.
+    std::string encode_head() const;
+    static Result<Session> decode_head(SessionKey key, std::string_view bytes);
+
+  private:
+    struct State;
+    std::shared_ptr<State> state_;  // the implementer may choose another layout
+};
+
+}  // namespace mainstay
