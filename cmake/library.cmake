@@ -12,6 +12,11 @@ if(MAINSTAY_SANITIZE)
     target_compile_options(mainstay_options INTERFACE -fno-sanitize=null)
   endif()
 endif()
+if(MAINSTAY_FUZZ)
+  # fuzzer-no-link: coverage everywhere, the driver's main() only in the targets of tests/fuzz.
+  target_compile_options(mainstay_options INTERFACE -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize=null -fno-omit-frame-pointer)
+  target_link_options(mainstay_options INTERFACE -fsanitize=address,undefined)
+endif()
 
 function(mainstay_library name)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
