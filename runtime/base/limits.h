@@ -81,6 +81,29 @@ constexpr uint32_t tool_start_timeout_ms = 60'000;
 constexpr size_t tool_servers_max = 64;
 constexpr size_t tools_per_server_max = 512;
 
+// --- what an author or operator writes --------------------------------------------------------------------------
+constexpr size_t agent_file_bytes_max = 512 * 1024;  // one agent, model or settings file
+constexpr size_t agent_files_max = 1024;             // of one directory
+constexpr size_t agent_name_bytes_max = 128;
+constexpr size_t agent_instructions_bytes_max = 256 * 1024;
+constexpr size_t agents_max = 1024;            // names in the catalogue, agents and models each
+constexpr size_t agent_versions_max = 64;      // of one name; beyond, the oldest is forgotten
+constexpr size_t agent_text_bytes_max = 8192;  // any other text of an agent or model
+constexpr size_t toolsets_max = 32;            // [[tools]] entries of one agent
+constexpr size_t tool_command_words_max = 64;
+constexpr size_t tool_env_max = 64;
+constexpr size_t model_upstreams_max = 16;
+constexpr size_t script_steps_max = 256;
+constexpr uint32_t script_delay_ms_max = 600'000;
+constexpr uint32_t context_window_tokens_max = 64 * 1024 * 1024;
+constexpr uint32_t tokens_per_turn_max = 1'000'000'000;
+constexpr uint32_t retry_attempts_max = 100;
+constexpr uint64_t retry_backoff_ms_min = 1;
+constexpr uint64_t retry_backoff_ms_max = 3600'000;
+constexpr uint32_t retry_after_ms_max = 3600'000;  // an upstream that asks for more is given up on
+constexpr uint32_t tool_call_timeout_ms_max = 3600'000;
+constexpr uint32_t protocol_retries_max = 2;  // of a step whose upstream broke the protocol
+
 static_assert(input_bytes_max < http_body_bytes_max);
 static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
