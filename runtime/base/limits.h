@@ -80,6 +80,19 @@ constexpr uint32_t tool_call_timeout_ms_default = 60'000;  // (config)
 constexpr uint32_t tool_start_timeout_ms = 60'000;
 constexpr size_t tool_servers_max = 64;
 constexpr size_t tools_per_server_max = 512;
+constexpr size_t tool_name_bytes_max = 64;                 // as a model is shown it: OpenAI's bound
+constexpr size_t tool_line_bytes_max = 8 * 1024 * 1024;    // one JSON-RPC line of a tool server
+constexpr size_t tool_queue_bytes_max = 16 * 1024 * 1024;  // requests that wait for one server to read them
+constexpr size_t tool_list_bytes_max = 4 * 1024 * 1024;    // names, descriptions and schemas of one server
+constexpr size_t tool_list_pages_max = 64;                 // of one tools/list
+constexpr size_t tool_listings_max = 1024;                 // remembered lists of tools
+constexpr size_t tool_bad_lines_max = 1000;                // lines that are no message, since the server's start
+constexpr size_t tool_log_line_bytes_max = 2048;           // one line of a server's stderr
+constexpr size_t tool_log_lines_per_minute_max = 120;      // of one server; the rest is counted
+constexpr uint32_t tool_server_idle_ms_default = 600'000;  // (config) then the server is stopped
+constexpr uint32_t tool_server_stop_ms = 2'000;            // after closing stdin, and again after SIGTERM
+constexpr uint32_t tool_server_backoff_min_ms = 250;       // from the second failure in a row; doubles
+constexpr uint32_t tool_server_backoff_max_ms = 30'000;
 
 // --- what an author or operator writes --------------------------------------------------------------------------
 constexpr size_t agent_file_bytes_max = 512 * 1024;  // one agent, model or settings file
@@ -109,6 +122,8 @@ static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
 static_assert(tool_calls_per_step_max * tool_arguments_bytes_max <= record_bytes_max,
               "a settled step must fit a record");
+static_assert(tool_line_bytes_max > 6 * tool_result_bytes_max,
+              "a result within its bound must fit a line even when each byte is escaped as \\uXXXX");
 static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must be able to wait");
 
 }  // namespace mainstay::limits
