@@ -53,7 +53,8 @@ using AgentPtr = std::shared_ptr<const AgentSpec>;
 
 struct ScriptStep {
     uint32_t text_bytes = 0;     // size of the text of this model step
-    std::string text;            // or the text itself; {input} stands for the last user message
+    std::string text;            // or the text itself; {input} stands for the last user message (see docs/MODELS.md)
+    std::string when;            // skip this step unless the last user message contains this
     std::string call_tool;       // tool to call, as "server/tool"; empty: answer
     std::string call_arguments;  // JSON; {input} as above
     std::string fail_class;      // an ErrorClass word: the step fails so
