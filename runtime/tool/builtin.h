@@ -1,0 +1,36 @@
+#pragma once
+// The builtin groups `memory`, `clock` and `echo`: what the model is shown of them, and what a call asks of the
+// session. They have no server: the session answers in the same batch as the model step, so a builtin call costs no
+// dispatch and cannot be lost. Pure; any thread; the table is static.
+
+#include <span>
+#include <string_view>
+
+#include "runtime/base/item.h"
+#include "runtime/base/tool_plan.h"
+
+namespace mainstay {
+
+inline constexpr std::string_view builtin_label = "builtin";
+
+struct BuiltinTool {
+    std::string_view group;  // the word in names = [...]
+    std::string_view name;
+    std::string_view description;
+    std::string_view input_schema;  // JSON Schema text
+    EffectClass effect;
+};
+
+/// All builtin tools, groups together, in the order in which a model is shown them.
+std::span<const BuiltinTool> builtin_tools();
+/// Null where the name is not a builtin tool.
+const BuiltinTool* find_builtin(std::string_view name);
+/// True for memory, clock and echo.
+bool is_builtin_group(std::string_view group);
+
+/// What a call of the builtin tool `name` asks of the session. Bad arguments, an unknown name included, give an
+/// `answer` with is_error and a text that tells the model what to mend; nothing throws. memory_get leaves a missing
+/// key, and memory_set a full memory, to the session.
+BuiltinAction plan_builtin(std::string_view name, std::string_view arguments);
+
+}  // namespace mainstay
