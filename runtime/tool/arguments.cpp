@@ -94,26 +94,23 @@ Result<json::object> parse_arguments(std::string_view text) {
 std::string check_arguments(const json::object& arguments, std::string_view schema_text) {
     boost::system::error_code problem;
     const json::value schema = json::parse(schema_text, problem, {}, bounded());
-    return problem ? std::string{} : check_arguments(arguments, schema);
+    return problem || !schema.is_object() ? std::string{} : check_arguments(arguments, schema.get_object());
 }
 
-std::string check_arguments(const json::object& arguments, const json::value& schema_value) {
-    const auto* schema = schema_value.if_object();
-    if (!schema) return {};
-
-    if (const auto* required = schema->if_contains("required"); required && required->is_array()) {
+std::string check_arguments(const json::object& arguments, const json::object& schema) {
+    if (const auto* required = schema.if_contains("required"); required && required->is_array()) {
         for (const auto& name : required->get_array()) {
             if (name.is_string() && !arguments.contains(name.get_string())) {
                 return "The parameter " + quoted(name.get_string()) + " is missing.";
             }
         }
     }
-    const auto* properties = schema->if_contains("properties");
+    const auto* properties = schema.if_contains("properties");
     const auto* described = properties ? properties->if_object() : nullptr;
-    const auto* additional = schema->if_contains("additionalProperties");
+    const auto* additional = schema.if_contains("additionalProperties");
     // patternProperties may allow further names, and we do not read patterns.
     const bool closed =
-        additional && additional->is_bool() && !additional->get_bool() && !schema->contains("patternProperties");
+        additional && additional->is_bool() && !additional->get_bool() && !schema.contains("patternProperties");
     for (const auto& [name, value] : arguments) {
         const auto* property = described ? described->if_contains(name) : nullptr;
         if (!property) {

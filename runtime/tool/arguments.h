@@ -9,7 +9,6 @@
 // nothing: a call is never refused because of a schema that we fail to read.
 
 #include <boost/json/object.hpp>
-#include <boost/json/value.hpp>
 #include <string>
 #include <string_view>
 
@@ -24,6 +23,6 @@ Result<boost::json::object> parse_arguments(std::string_view text);
 
 /// Empty where the arguments fit the checked part of the schema, else one sentence that names the parameter.
 std::string check_arguments(const boost::json::object& arguments, std::string_view schema);
-std::string check_arguments(const boost::json::object& arguments, const boost::json::value& schema);
+std::string check_arguments(const boost::json::object& arguments, const boost::json::object& schema);
 
 }  // namespace mainstay

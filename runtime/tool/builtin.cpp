@@ -108,8 +108,8 @@ BuiltinAction plan_builtin(std::string_view name, std::string_view arguments_tex
     if (!arguments) return refuse(arguments.error().message);
     // A builtin call is on the path of a durable turn: its schema is parsed once in a process.
     static const auto schemas = [] {
-        std::array<json::value, tools.size()> parsed;
-        for (size_t i = 0; i < tools.size(); ++i) parsed[i] = json::parse(tools[i].input_schema);
+        std::array<json::object, tools.size()> parsed;
+        for (size_t i = 0; i < tools.size(); ++i) parsed[i] = json::parse(tools[i].input_schema).as_object();
         return parsed;
     }();
     const auto& schema = schemas[static_cast<size_t>(tool - tools.data())];
