@@ -145,14 +145,18 @@ class Client {
     };
 
     void turn_loop() {
+        // While nobody listens, connect fails at once: one attempt per pause, or the generator would take the core that
+        // the restarting server needs.
         bool reconnect = false;
         for (size_t i = 0; i < active_ && waiting_ < active_ && !source_->finished(); ++i) {
             Connection& connection = connections_[i];
-            reconnect = reconnect || connection.state == State::closed;
+            if (connection.state == State::closed) {
+                bool may_try = retry_at_ == 0 || (!reconnect && now_s() >= retry_at_);
+                reconnect = true;
+                if (!may_try) continue;
+            }
             send_next(connection);
         }
-        // While nobody listens, connect fails at once: without the pause the loop would take the core that the
-        // restarting server needs.
         std::array<epoll_event, 256> events;
         int timeout_ms = reconnect ? static_cast<int>(reconnect_pause_s * 1000) : 100;
         int ready = ::epoll_wait(epoll_, events.data(), events.size(), timeout_ms);
@@ -182,6 +186,9 @@ class Client {
         ::close(connection.fd);  // leaves the epoll set with it
         connection.fd = -1;
         bool was_waiting = connection.state == State::waiting;
+        if (connection.state == State::closed || connection.state == State::connecting) {
+            retry_at_ = now_s() + reconnect_pause_s;
+        }
         connection.state = State::closed;
         connection.in.clear();
         if (was_waiting) {
@@ -197,6 +204,7 @@ class Client {
             ::getsockopt(connection.fd, SOL_SOCKET, SO_ERROR, &error, &length);
             if (error != 0 || (events & (EPOLLERR | EPOLLHUP)) != 0) return close(connection);
             connection.state = State::idle;
+            retry_at_ = 0;
             want_writable(connection, false);
             return send_next(connection);
         }
@@ -274,6 +282,7 @@ class Client {
     size_t waiting_ = 0;  // requests without an answer
     double last_answer_ = 0;
     uint64_t failures_ = 0;
+    double retry_at_ = 0;  // after a refused attempt to connect
     double first_failure_at_ = 0;
 };
 
@@ -465,11 +474,13 @@ class Window {
         if (options.pid != 0) server_cpu_ms_ = tree_cpu_ms(options.pid);
         own_cpu_ms_ = own_cpu_ms();
         begin_ = now_s();
+        std::fprintf(stderr, "window begin\n");  // for whoever reads the server's counters at the same moments
     }
 
     /// Ends the window; the times are taken before the flush, which belongs to the bytes only.
     json::object end(Turns::Outcome& outcome) {
         double seconds = now_s() - begin_;
+        std::fprintf(stderr, "window end\n");
         double own = own_cpu_ms() - own_cpu_ms_;
         double server = options_.pid != 0 ? tree_cpu_ms(options_.pid) - server_cpu_ms_ : 0;
         double turns = static_cast<double>(std::max<uint64_t>(outcome.acknowledged, 1));
