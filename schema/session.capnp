@@ -31,6 +31,7 @@ struct Item {
   serverLabel @7 :Text;
   arguments @8 :Text;           # JSON text
   error @9 :Text;
+  step @10 :UInt16;             # model step of the turn that made it
 }
 
 struct Usage {
@@ -165,6 +166,7 @@ struct Head {
   deleted @22 :Bool;
   compactedTurns @23 :UInt32;
   turnBase @24 :UInt32;         # for a fork: the parent's turn count at the fork
+  wakeAt @25 :UInt64;           # under which the session stands in the due table; 0: it does not
 }
 
 struct MemoryEntry { key @0 :Text; value @1 :Text; }

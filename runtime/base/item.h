@@ -50,6 +50,7 @@ struct Item {
     std::string server_label;             // MCP server, or "builtin"
     std::string arguments;                // JSON text
     std::string error;
+    uint16_t step = 0;  // model step of the turn that made it; calls of one step are shown to a model as one message
 
     size_t bytes() const;  // text held, for bounds and windows
     friend bool operator==(const Item&, const Item&) = default;

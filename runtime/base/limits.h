@@ -37,9 +37,12 @@ constexpr uint32_t tool_calls_per_step_max = 32;        // parallel calls that o
 constexpr uint64_t turn_duration_ms_default = 600'000;  // (config)
 constexpr size_t tool_arguments_bytes_max = 256 * 1024;
 constexpr size_t tool_result_bytes_max = 1024 * 1024;
-constexpr size_t model_text_bytes_max = 1024 * 1024;  // of one model step
-constexpr size_t history_window_bytes = 128 * 1024;   // settled history kept in memory for prompts (config)
-constexpr size_t memory_entries_max = 256;            // builtin memory of one session
+constexpr size_t model_text_bytes_max = 1024 * 1024;      // of one model step
+constexpr size_t model_step_bytes_max = 6 * 1024 * 1024;  // text, names and arguments of one step, answers of builtins
+constexpr size_t name_bytes_max = 512;                    // of a call id, tool, server label, model, finish reason
+constexpr size_t reason_bytes_max = 4 * 1024;             // of a message or reason that an event keeps
+constexpr size_t history_window_bytes = 128 * 1024;       // settled history kept in memory for prompts (config)
+constexpr size_t memory_entries_max = 256;                // builtin memory of one session
 constexpr size_t memory_key_bytes_max = 256;
 constexpr size_t memory_value_bytes_max = 8 * 1024;
 constexpr size_t memory_bytes_max = 64 * 1024;
@@ -75,7 +78,15 @@ constexpr size_t resume_parallel_max = 256;  // open turns taken up at once afte
 constexpr size_t upstream_body_bytes_max = 16 * 1024 * 1024;
 constexpr size_t upstream_line_bytes_max = 1024 * 1024;  // one SSE line or one JSON-RPC line
 constexpr uint32_t upstream_connect_timeout_ms = 10'000;
-constexpr uint32_t upstream_stall_timeout_ms = 60'000;     // no byte for this long (config)
+constexpr uint32_t upstream_stall_timeout_ms = 60'000;   // no byte for this long (config)
+constexpr uint32_t upstream_total_timeout_ms = 600'000;  // of one request that has no deadline of its own
+constexpr uint32_t upstream_cooldown_ms = 10'000;        // an address that refused a connection is passed over so long
+constexpr size_t upstream_header_bytes_max = 64 * 1024;  // of one answer
+constexpr size_t upstream_error_bytes_max = 64 * 1024;   // body of an error answer that is kept
+constexpr size_t upstream_error_text_max = 512;          // of an upstream's own words in our message
+constexpr uint32_t upstream_retry_after_ms_max = 3600'000;
+constexpr size_t upstream_transfers_max = 8192;  // requests in flight of one client
+constexpr size_t upstream_url_bytes_max = 4 * 1024;
 constexpr uint32_t tool_call_timeout_ms_default = 60'000;  // (config)
 constexpr uint32_t tool_start_timeout_ms = 60'000;
 constexpr size_t tool_servers_max = 64;
@@ -120,8 +131,7 @@ constexpr uint32_t protocol_retries_max = 2;  // of a step whose upstream broke 
 static_assert(input_bytes_max < http_body_bytes_max);
 static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
-static_assert(tool_calls_per_step_max * tool_arguments_bytes_max <= record_bytes_max,
-              "a settled step must fit a record");
+static_assert(model_step_bytes_max + 512 * 1024 < record_bytes_max, "a settled step must fit a record");
 static_assert(tool_line_bytes_max > 6 * tool_result_bytes_max,
               "a result within its bound must fit a line even when each byte is escaped as \\uXXXX");
 static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must be able to wait");
