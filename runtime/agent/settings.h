@@ -1,0 +1,77 @@
+#pragma once
+// What an operator decides: config/mainstay.toml, then MAINSTAY_SECTION__KEY from the environment, then flags; each
+// overrides the one before. One table of rows is the reader of all three, the printer of --check-config and the list
+// that a test holds config/mainstay.toml against, so a setting cannot exist in one place only.
+//
+// Plain values, loaded once by tools/mainstayd before any thread starts, immutable afterwards.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "runtime/base/limits.h"
+#include "runtime/base/result.h"
+
+namespace mainstay {
+
+enum class CommitMode : uint8_t { pipelined, strict };
+enum class LogFormat : uint8_t { text, json };
+
+struct Settings {
+    // [listen]
+    std::string listen_address = "127.0.0.1:8080";  // port 0: any; the real one is written to DIR/listen
+    // [session]
+    CommitMode commit = CommitMode::pipelined;
+    uint64_t window_bytes = limits::history_window_bytes;
+    uint64_t passivate_after_ms = limits::passivate_after_ms;
+    uint64_t turn_duration_ms = limits::turn_duration_ms_default;
+    uint64_t steps_per_turn = limits::steps_per_turn_default;
+    uint64_t active_max = limits::sessions_active_max;
+    // [store]
+    std::string directory = "data";
+    uint64_t segment_bytes = limits::segment_bytes;
+    uint64_t disk_reserve_bytes = limits::disk_reserve_bytes;
+    // [limits]
+    uint64_t body_bytes = limits::http_body_bytes_max;
+    uint64_t connections = limits::http_connections_max;
+    uint64_t upstream_stall_ms = limits::upstream_stall_timeout_ms;
+    uint64_t tool_call_timeout_ms = limits::tool_call_timeout_ms_default;
+    // [log]
+    std::string log_level = "info";  // trace debug info warn error off
+    LogFormat log_format = LogFormat::text;
+    // [agents], [models]
+    std::string agents_directory = "agents";  // relative to the settings file
+    std::string default_agent = "assistant";
+    std::string models_directory = "models";
+    // [metrics]
+    bool metrics_without_key = true;  // /metrics, /healthz and /readyz, on a loopback listener only
+
+    std::string admin_key;  // from MAINSTAY_ADMIN_KEY only; empty: the file DIR/admin.key
+};
+
+/// One override: {"listen.address", "127.0.0.1:0"}.
+using SettingOverride = std::pair<std::string, std::string>;
+
+/// `file` empty: defaults. `environment` as in environ ("NAME=value"); only MAINSTAY_* is looked at. Paths in the file
+/// are made relative to the file's folder. Errors: not_found (no such file), unknown_field, invalid_request,
+/// unsupported_value, not_yet; messages name file and line, variable or flag.
+Result<Settings> load_settings(const std::string& file, const std::vector<std::string>& environment,
+                               const std::vector<SettingOverride>& flags);
+/// The same from text that is already there (tests, fuzzing). `folder` is what relative paths are put behind.
+Result<Settings> parse_settings(std::string_view text, const std::string& source, const std::string& folder,
+                                const std::vector<std::string>& environment, const std::vector<SettingOverride>& flags);
+
+/// The effective settings as a TOML file; the admin key is masked.
+std::string print_effective(const Settings& settings);
+
+/// "section.key" of every setting, in the order of the file.
+std::vector<std::string> setting_names();
+/// This process's environment, in the form that load_settings takes.
+std::vector<std::string> read_environment();
+
+/// A whole file, at most `bytes_max`. Errors: not_found, body_too_large, invalid_request (not a readable file).
+Result<std::string> read_text_file(const std::string& path, size_t bytes_max);
+
+}  // namespace mainstay
