@@ -43,6 +43,9 @@ class Reader:
                 return
             after = page["last_id"]
 
+    def close(self):
+        self.connection.close()
+
 
 def text_of(item):
     return "".join(part.get("text", "") for part in item.get("content") or [] if isinstance(part, dict))
@@ -87,4 +90,5 @@ def check(endpoint, key, log_path):
                 verdict["in_flight"] += 1
                 verdict["in_flight_recorded"] += turn in begun
                 verdict["in_flight_finished"] += turn in finished
+    reader.close()
     return verdict

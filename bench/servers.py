@@ -48,8 +48,9 @@ class Process:
 
     def __init__(self, command, log, environment=None, stdout=subprocess.DEVNULL):
         self.log = Path(log)
-        self.child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=stdout,
-                                      stderr=open(self.log, "ab"), env=environment)
+        with open(self.log, "ab") as stderr:
+            self.child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=stdout,
+                                          stderr=stderr, env=environment)
 
     @property
     def pid(self):
@@ -90,14 +91,15 @@ def request(endpoint, method, path, key=None, body=None, timeout=30):
 class Floor:
     """bench_floor: the bound."""
 
-    def __init__(self, binaries, directory, sync):
+    def __init__(self, binaries, directory, sync, megabytes=256):
         self.name = f"floor-{sync}"
         self.directory = Path(directory)
         self.directory.mkdir(parents=True)
-        self.process = Process([binaries / "bench_floor", "--file", self.directory / "floor.log", "--sync", sync],
-                               self.directory / "stderr", stdout=subprocess.PIPE)
+        self.process = Process([binaries / "bench_floor", "--file", self.directory / "floor.log", "--sync", sync,
+                                "--file-megabytes", megabytes], self.directory / "stderr", stdout=subprocess.PIPE)
         readable, _, _ = select.select([self.process.child.stdout], [], [], 60)
         port = self.process.child.stdout.readline().decode().strip() if readable else ""
+        self.process.child.stdout.close()
         if not port:
             self.process.require_alive()
             raise BenchError("bench_floor printed no port")
