@@ -10,7 +10,6 @@
 //
 // Owned by one session actor (or by the fold of the store's background thread): not thread-safe.
 
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,32 +19,11 @@
 
 #include "runtime/session/command.h"
 #include "runtime/session/event.h"
+#include "runtime/session/prompt.h"
+#include "runtime/session/recent_keys.h"
+#include "runtime/session/turn.h"
 
 namespace mainstay {
-
-/// One turn as it can be shown: what GET /v1/responses/{id} and the items list are made of. Immutable once settled.
-struct Turn {
-    TurnNo no;
-    TurnStatus status = TurnStatus::queued;
-    TimeMs created_at = 0, settled_at = 0;
-    std::string agent;
-    uint64_t agent_version = 0;
-    std::string principal;
-    std::optional<KeyHash> key;
-    uint64_t request_digest = 0;
-    TurnLimits limits;
-    std::string options;         // JSON, as accepted
-    std::vector<ItemPtr> items;  // inputs first
-    uint32_t input_count = 0;
-    uint32_t model_steps = 0;  // settled
-    Usage usage;
-    std::string model;  // of the last step
-    std::string finish_reason;
-    std::string code, message;  // when failed, incomplete or cancelled
-    /// For a turn number made by AddItems (items without a model run): true. Such a turn is settled at birth.
-    bool items_only = false;
-};
-using TurnPtr = std::shared_ptr<const Turn>;
 
 // --- what the state implies ---------------------------------------------------------------------------------------
 // `cause` is the sequence of the event that made the effect necessary. Tool effects may start only when the store has
@@ -79,6 +57,12 @@ struct Pending {
     std::vector<RunTool> tools;         // the parallel calls of one model step
     std::vector<AskRetry> retries;
     TimeMs wake_at = 0;  // earliest timer, expiry, retry or deadline; 0: none
+};
+
+/// A packed batch of an open turn, as a head carries it.
+struct OpenBatchBytes {
+    Sequence first_sequence;
+    std::string bytes;
 };
 
 /// What a decision means to whoever asked; held back until `sequence` is committed.
@@ -121,6 +105,17 @@ class Session {
     const std::unordered_map<std::string, std::string>& memory() const;
     uint64_t item_count() const;  // of settled turns
     const Usage& usage() const;   // sum over settled turns
+    bool ephemeral() const;       // to be deleted by a command of its own once its answer has left
+    SessionId parent() const;     // of a fork; invalid: a root
+    /// Turns up to this one are the parent's (their ids too); the first own turn has the next number. A reader that
+    /// looks for an earlier one walks up: parent(), and from there on again. 0: none.
+    TurnNo parent_turn() const;
+    uint32_t children() const;         // forks that share this history
+    uint64_t stream_reserved() const;  // stream sequence numbers below this may have been sent
+    TimeMs now() const;                // the newest recorded time
+    TimeMs wake_at() const;            // as in pending(); 0: none
+    /// Open and queued turns, oldest first.
+    std::vector<TurnNo> open_turns() const;
 
     /// An open or queued turn, or a settled one that is still in the window; null otherwise (read its row).
     TurnPtr turn(TurnNo no) const;
@@ -144,9 +139,43 @@ class Session {
     std::string encode_head() const;
     static Result<Session> decode_head(SessionKey key, std::string_view bytes);
 
+    // --- for the fold -----------------------------------------------------------------------------------------
+    /// As apply(), for bytes that nobody vouches for: false if the batch does not fit, and then the state is undefined.
+    bool try_apply(const EventBatch& batch, Sequence first_sequence);
+    /// No window and no copies of open batches: the fold has their bytes. encode_head() must then be given them.
+    void forget_history();
+    struct RawBatch {
+        Sequence first_sequence;
+        std::string_view bytes;
+    };
+    std::string encode_head(const std::vector<RawBatch>& open_batches) const;
+    static Result<Session> decode_head(SessionKey key, std::string_view bytes, std::vector<OpenBatchBytes>* open);
+
   private:
-    struct State;
-    std::shared_ptr<State> state_;  // the implementer may choose another layout
+    friend class Decider;
+    bool apply_event(const Event& event, TurnProgress* turn, Sequence sequence, TimeMs at, bool replay);
+    bool apply_batch(const EventBatch& batch, Sequence first_sequence, bool replay);
+    bool create(const SessionCreated& created, TimeMs at);
+    void set_memory(const MemorySet& event);
+    void publish(size_t open_index);
+    void start_next();
+    TurnProgress* find_open(TurnNo no);
+    const TurnProgress* find_open(TurnNo no) const;
+
+    SessionKey key_;
+    SessionCreated created_;
+    bool exists_ = false, deleted_ = false, keep_history_ = true;
+    TimeMs created_at_ = 0, now_ = 0;
+    Sequence sequence_;
+    uint32_t turns_settled_ = 0, children_ = 0;
+    uint64_t items_settled_ = 0, stream_reserved_ = 0;
+    TurnNo turn_base_, last_turn_, compacted_to_;
+    Usage usage_;
+    std::string agent_, summary_;  // agent of the last turn; what stands for compacted turns
+    std::unordered_map<std::string, std::string> memory_;
+    std::vector<TurnProgress> open_;  // by number; the first is in progress, the others are queued
+    Window window_;
+    RecentKeys keys_;
 };
 
 }  // namespace mainstay

@@ -1,0 +1,112 @@
+// Commands about the session and what goes into it.
+
+#include "runtime/base/limits.h"
+#include "runtime/session/decider.h"
+
+namespace mainstay {
+namespace {
+
+std::string bound(std::string_view what, size_t max) { return std::string(what) + ": at most " + std::to_string(max); }
+
+}  // namespace
+
+bool Decider::items_fit(const std::vector<ItemPtr>& items) {
+    if (items.size() > limits::input_items_max) {
+        refuse(ErrorCode::invalid_request, bound("items of one request", limits::input_items_max), "input");
+        return false;
+    }
+    size_t bytes = 0;
+    for (const ItemPtr& item : items) bytes += item->bytes();
+    if (bytes <= limits::input_bytes_max) return true;
+    refuse(ErrorCode::body_too_large, bound("bytes of one request's items", limits::input_bytes_max), "input");
+    return false;
+}
+
+void Decider::decide(const CreateSession& command) {
+    if (session_.exists_) return refuse(ErrorCode::conflict, "the session exists");
+    if (!items_fit(command.items)) return;
+    if (command.created.metadata.size() > limits::options_bytes_max)
+        return refuse(ErrorCode::invalid_request, bound("bytes of metadata", limits::options_bytes_max), "metadata");
+    SessionCreated created = command.created;
+    created.tenant = session_.key_.tenant;
+    const TurnNo base = created.parent.valid() ? created.parent_turn : TurnNo{0};
+    if (!command.items.empty()) begin(TurnNo{base.value + 1});
+    emit(std::move(created));
+    if (command.items.empty()) return;
+    emit(ItemsAdded{command.items, context_.principal});
+    decided_.settled.push_back(turn_);
+}
+
+// False: the key decides the command, by repetition or refusal.
+bool Decider::key_admits(const SubmitInput& command) {
+    if (!context_.key) return true;
+    std::optional<KnownKey> known = session_.find_key(*context_.key, now_);
+    if (!known && command.known_key && now_ < command.known_key->at + limits::idempotency_key_lifetime_ms)
+        known = command.known_key;
+    if (!known) return true;
+    if (known->request_digest != context_.request_digest) {
+        refuse(ErrorCode::idempotency_key_reused, "the idempotency key was used for another request");
+        return false;
+    }
+    decided_.repeated = true;
+    decided_.turn = known->turn;
+    return false;
+}
+
+void Decider::decide(const SubmitInput& command) {
+    if (!session_.exists_ && !command.create) return refuse(ErrorCode::session_not_found, "no such session");
+    if (!key_admits(command) || !items_fit(command.input.items)) return;
+    if (command.input.options.size() > limits::options_bytes_max)
+        return refuse(ErrorCode::invalid_request, bound("bytes of options", limits::options_bytes_max));
+    const bool create = !session_.exists_;
+    if (create && command.create->metadata.size() > limits::options_bytes_max)
+        return refuse(ErrorCode::invalid_request, bound("bytes of metadata", limits::options_bytes_max), "metadata");
+
+    TurnNo last = session_.last_turn_;
+    if (create) last = command.create->parent.valid() ? command.create->parent_turn : TurnNo{0};
+    if (command.after_turn && (*command.after_turn != last || !session_.open_.empty()))
+        return refuse(ErrorCode::conflict, "the previous response is not the idle tip of the session");
+    if (session_.open_.size() > limits::input_queue_max)
+        return refuse_noted(ErrorCode::input_queue_full, bound("inputs behind the open turn", limits::input_queue_max));
+    if (context_.key && session_.keys_.full())
+        return refuse_noted(ErrorCode::apply_backlog_full,
+                            bound("idempotency keys not yet in the store", limits::recent_keys_max));
+
+    begin(TurnNo{last.value + 1});
+    decided_.turn = turn_;
+    if (create) {
+        SessionCreated created = *command.create;
+        created.tenant = session_.key_.tenant;
+        emit(std::move(created));
+    }
+    InputAccepted input = command.input;
+    input.key = context_.key;
+    input.request_digest = context_.request_digest;
+    if (input.principal.empty()) input.principal = context_.principal;
+    emit(std::move(input));
+}
+
+void Decider::decide(const AddItems& command) {
+    if (!session_.open_.empty()) return refuse_noted(ErrorCode::session_busy, "a turn of the session is open");
+    if (!items_fit(command.items)) return;
+    begin(TurnNo{session_.last_turn_.value + 1});
+    decided_.turn = turn_;
+    emit(ItemsAdded{command.items, context_.principal});
+    decided_.settled.push_back(turn_);
+}
+
+void Decider::decide(const SetMetadata& command) {
+    if (command.metadata.size() > limits::options_bytes_max)
+        return refuse(ErrorCode::invalid_request, bound("bytes of metadata", limits::options_bytes_max), "metadata");
+    emit(MetadataSet{command.metadata});
+}
+
+void Decider::decide(const DeleteSession&) { emit(SessionDeleted{context_.principal}); }
+
+void Decider::decide(const ForkSession& command) {
+    if (command.at > session_.last_turn_) return refuse(ErrorCode::response_not_found, "the session has no such turn");
+    if (session_.find_open(command.at)) return refuse(ErrorCode::conflict, "the turn is not settled yet");
+    emit(Forked{command.child, command.at});
+}
+
+}  // namespace mainstay

@@ -1,0 +1,438 @@
+// Events to packed Cap'n Proto and back. Fields that have their default stay unset: a default is zero on the wire and
+// packing removes zeros. Every enumerator that is read is range-checked, because these bytes may be anybody's.
+
+#include <capnp/message.h>
+#include <capnp/serialize-packed.h>
+#include <kj/exception.h>
+#include <kj/io.h>
+
+#include <array>
+#include <exception>
+
+#include "runtime/session/wire.h"
+
+namespace mainstay {
+namespace {
+
+// The numbers of the enumerators are the format.
+#define SAME(wire_name, own) static_assert(static_cast<uint16_t>(wire::wire_name) == static_cast<uint16_t>(own))
+SAME(Role::USER, Role::user);
+SAME(Role::ASSISTANT, Role::assistant);
+SAME(Role::SYSTEM, Role::system);
+SAME(Role::DEVELOPER, Role::developer);
+SAME(ItemKind::MESSAGE, ItemKind::message);
+SAME(ItemKind::FUNCTION_CALL, ItemKind::function_call);
+SAME(ItemKind::FUNCTION_CALL_OUTPUT, ItemKind::function_call_output);
+SAME(ItemKind::TOOL_CALL, ItemKind::tool_call);
+SAME(ItemKind::COMPACTION, ItemKind::compaction);
+SAME(ItemKind::APPROVAL_REQUEST, ItemKind::approval_request);
+SAME(ItemKind::APPROVAL_RESPONSE, ItemKind::approval_response);
+SAME(ItemStatus::IN_PROGRESS, ItemStatus::in_progress);
+SAME(ItemStatus::COMPLETED, ItemStatus::completed);
+SAME(ItemStatus::INCOMPLETE, ItemStatus::incomplete);
+SAME(ItemStatus::FAILED, ItemStatus::failed);
+SAME(ItemStatus::UNKNOWN, ItemStatus::unknown);
+SAME(EffectClass::READ, EffectClass::read);
+SAME(EffectClass::IDEMPOTENT, EffectClass::idempotent);
+SAME(EffectClass::ONCE, EffectClass::once);
+SAME(ErrorClass::TRANSIENT, ErrorClass::transient);
+SAME(ErrorClass::RATE_LIMITED, ErrorClass::rate_limited);
+SAME(ErrorClass::OVERLOADED, ErrorClass::overloaded);
+SAME(ErrorClass::INVALID, ErrorClass::invalid);
+SAME(ErrorClass::AUTH, ErrorClass::auth);
+SAME(ErrorClass::CONTEXT_OVERFLOW, ErrorClass::context_overflow);
+SAME(ErrorClass::CONTENT_FILTER, ErrorClass::content_filter);
+SAME(ErrorClass::PROTOCOL, ErrorClass::protocol);
+SAME(ErrorClass::TIMEOUT, ErrorClass::timeout);
+SAME(ErrorClass::LOST, ErrorClass::lost);
+SAME(TurnStatus::QUEUED, TurnStatus::queued);
+SAME(TurnStatus::IN_PROGRESS, TurnStatus::in_progress);
+SAME(TurnStatus::COMPLETED, TurnStatus::completed);
+SAME(TurnStatus::FAILED, TurnStatus::failed);
+SAME(TurnStatus::INCOMPLETE, TurnStatus::incomplete);
+SAME(TurnStatus::CANCELLED, TurnStatus::cancelled);
+SAME(WaitKind::TIMER, WaitKind::timer);
+SAME(WaitKind::APPROVAL, WaitKind::approval);
+SAME(WaitKind::SIGNAL, WaitKind::signal);
+SAME(WaitKind::CHILD, WaitKind::child);
+SAME(WaitOutcome::FIRED, WaitOutcome::fired);
+SAME(WaitOutcome::APPROVED, WaitOutcome::approved);
+SAME(WaitOutcome::DENIED, WaitOutcome::denied);
+SAME(WaitOutcome::SIGNALLED, WaitOutcome::signalled);
+SAME(WaitOutcome::EXPIRED, WaitOutcome::expired);
+SAME(WaitOutcome::CANCELLED, WaitOutcome::cancelled);
+SAME(Resolution::DONE, Resolution::done);
+SAME(Resolution::FAILED, Resolution::failed);
+SAME(Resolution::RETRY, Resolution::retry);
+#undef SAME
+
+using wire::as_data;
+using wire::as_text;
+using wire::Malformed;
+using wire::text_of;
+
+template <class Own, class Wire>
+Own checked(Wire value, Own last) {
+    if (static_cast<uint16_t>(value) > static_cast<uint16_t>(last)) throw Malformed{"an enumerator is out of range"};
+    return static_cast<Own>(value);
+}
+Role own(wire::Role v) { return checked(v, Role::developer); }
+ItemKind own(wire::ItemKind v) { return checked(v, ItemKind::approval_response); }
+ItemStatus own(wire::ItemStatus v) { return checked(v, ItemStatus::unknown); }
+EffectClass own(wire::EffectClass v) { return checked(v, EffectClass::once); }
+ErrorClass own(wire::ErrorClass v) { return checked(v, ErrorClass::lost); }
+TurnStatus own(wire::TurnStatus v) { return checked(v, TurnStatus::cancelled); }
+WaitKind own(wire::WaitKind v) { return checked(v, WaitKind::child); }
+WaitOutcome own(wire::WaitOutcome v) { return checked(v, WaitOutcome::cancelled); }
+Resolution own(wire::Resolution v) { return checked(v, Resolution::retry); }
+
+// --- writing ------------------------------------------------------------------------------------------------------
+
+// Sets a text field unless it is empty.
+#define PUT_TEXT(builder, Field, value)                             \
+    do {                                                            \
+        if (!(value).empty()) (builder).set##Field(as_text(value)); \
+    } while (false)
+
+void write(wire::Item::Builder out, const Item& item) {
+    out.setKind(static_cast<wire::ItemKind>(item.kind));
+    out.setRole(static_cast<wire::Role>(item.role));
+    out.setStatus(static_cast<wire::ItemStatus>(item.status));
+    PUT_TEXT(out, Text, item.text);
+    if (!item.more_parts.empty()) {
+        auto parts = out.initMoreParts(static_cast<uint32_t>(item.more_parts.size()));
+        for (uint32_t i = 0; i < parts.size(); ++i) parts.set(i, as_text(item.more_parts[i]));
+    }
+    PUT_TEXT(out, CallId, item.call_id);
+    PUT_TEXT(out, Name, item.name);
+    PUT_TEXT(out, ServerLabel, item.server_label);
+    PUT_TEXT(out, Arguments, item.arguments);
+    PUT_TEXT(out, Error, item.error);
+    out.setStep(item.step);
+}
+
+template <class Builder>
+void write_items(Builder out, const std::vector<ItemPtr>& items) {
+    if (items.empty()) return;
+    auto list = out.initItems(static_cast<uint32_t>(items.size()));
+    for (uint32_t i = 0; i < list.size(); ++i) write(list[i], *items[i]);
+}
+
+void write(wire::Event::Builder out, const SessionCreated& e) {
+    auto to = out.initCreated();
+    to.setTenant(e.tenant.value);
+    PUT_TEXT(to, Principal, e.principal);
+    if (e.parent.valid()) {
+        to.setParentFamily(e.parent.family.value);
+        to.setParentSession(as_data(wire::session_bytes(e.parent)));
+        to.setParentTurn(e.parent_turn.value);
+    }
+    PUT_TEXT(to, Metadata, e.metadata);
+    to.setEphemeral(e.ephemeral);
+    to.setConversation(e.conversation);
+}
+
+void write(wire::Event::Builder out, const InputAccepted& e) {
+    auto to = out.initInputAccepted();
+    write_items(to, e.items);
+    PUT_TEXT(to, Agent, e.agent);
+    to.setAgentVersion(e.agent_version);
+    PUT_TEXT(to, Principal2, e.principal);
+    if (e.key) to.setKeyHash(capnp::Data::Reader(e.key->data(), e.key->size()));
+    to.setRequestDigest(e.request_digest);
+    auto turn_limits = to.initLimits();
+    turn_limits.setSteps(e.limits.steps);
+    turn_limits.setTokens(e.limits.tokens);
+    turn_limits.setDurationMs(e.limits.duration_ms);
+    PUT_TEXT(to, Options, e.options);
+}
+
+void write(wire::Event::Builder out, const ModelStepSettled& e) {
+    auto to = out.initModelStepSettled();
+    to.setStep(e.step);
+    write_items(to, e.items);
+    if (!(e.usage == Usage{})) wire::write(to.initUsage(), e.usage);
+    PUT_TEXT(to, Model, e.model);
+    PUT_TEXT(to, FinishReason, e.finish_reason);
+    if (!e.token_ids.empty()) to.setTokenIds(as_data(e.token_ids));
+    if (!e.tokenizer_hash.empty()) to.setTokenizerHash(as_data(e.tokenizer_hash));
+    to.setTemplateVersion(e.template_version);
+}
+
+void write(wire::Event::Builder out, const ToolIntent& e) {
+    auto to = out.initToolIntent();
+    to.setCall(e.call);
+    to.setEffect(static_cast<wire::EffectClass>(e.effect));
+    to.setTimeoutMs(e.timeout_ms);
+}
+
+void write(wire::Event::Builder out, const ToolReceipt& e) {
+    auto to = out.initToolReceipt();
+    to.setCall(e.call);
+    to.setStatus(static_cast<wire::ItemStatus>(e.status));
+    PUT_TEXT(to, Output, e.output);
+    PUT_TEXT(to, Error, e.error);
+    to.setDurationMicros(e.duration_micros);
+}
+
+void write(wire::Event::Builder out, const StepFailed& e) {
+    auto to = out.initStepFailed();
+    to.setStep(e.step);
+    to.setIsTool(e.is_tool);
+    to.setClass(static_cast<wire::ErrorClass>(e.error_class));
+    PUT_TEXT(to, Code, e.code);
+    PUT_TEXT(to, Message, e.message);
+    PUT_TEXT(to, PartialText, e.partial_text);
+}
+
+void write(wire::Event::Builder out, const RetryScheduled& e) {
+    auto to = out.initRetryScheduled();
+    to.setStep(e.step);
+    to.setIsTool(e.is_tool);
+    to.setAt(e.at);
+    to.setAttempt(e.attempt);
+    PUT_TEXT(to, Reason, e.reason);
+}
+
+void write(wire::Event::Builder out, const TurnSettled& e) {
+    auto to = out.initTurnSettled();
+    to.setStatus(static_cast<wire::TurnStatus>(e.status));
+    PUT_TEXT(to, Code, e.code);
+    PUT_TEXT(to, Message, e.message);
+}
+
+void write(wire::Event::Builder out, const CancelRequested& e) {
+    auto to = out.initCancelRequested();
+    PUT_TEXT(to, Principal3, e.principal);
+    PUT_TEXT(to, Reason2, e.reason);
+}
+
+void write(wire::Event::Builder out, const WaitOpened& e) {
+    auto to = out.initWaitOpened();
+    to.setWait(e.wait);
+    to.setKind(static_cast<wire::WaitKind>(e.kind));
+    to.setDue(e.due);
+    to.setCall(e.call);
+    PUT_TEXT(to, Subject, e.subject);
+}
+
+void write(wire::Event::Builder out, const WaitResolved& e) {
+    auto to = out.initWaitResolved();
+    to.setWait(e.wait);
+    to.setOutcome(static_cast<wire::WaitOutcome>(e.outcome));
+    PUT_TEXT(to, Payload, e.payload);
+    PUT_TEXT(to, Principal4, e.principal);
+}
+
+void write(wire::Event::Builder out, const Decision& e) {
+    auto to = out.initDecision();
+    PUT_TEXT(to, Code2, e.code);
+    PUT_TEXT(to, Subject2, e.subject);
+    PUT_TEXT(to, Reason3, e.reason);
+}
+
+void write(wire::Event::Builder out, const MemorySet& e) {
+    auto to = out.initMemorySet();
+    PUT_TEXT(to, Key, e.key);
+    PUT_TEXT(to, Value, e.value);
+    to.setRemoved(e.removed);
+}
+
+void write(wire::Event::Builder out, const UnknownResolved& e) {
+    auto to = out.initUnknownResolved();
+    to.setCall(e.call);
+    to.setHow(static_cast<wire::Resolution>(e.how));
+    PUT_TEXT(to, Output, e.output);
+    PUT_TEXT(to, Principal5, e.principal);
+}
+
+void write(wire::Event::Builder out, const ItemsAdded& e) {
+    auto to = out.initItemsAdded();
+    write_items(to, e.items);
+    PUT_TEXT(to, Principal6, e.principal);
+}
+
+void write(wire::Event::Builder out, const MetadataSet& e) { out.setMetadataSet(as_text(e.metadata)); }
+void write(wire::Event::Builder out, const SessionDeleted& e) { out.setDeleted(as_text(e.principal)); }
+void write(wire::Event::Builder out, const StreamReserved& e) { out.setStreamReserved(e.below); }
+
+void write(wire::Event::Builder out, const Compacted& e) {
+    auto to = out.initCompacted();
+    to.setUpToTurn(e.up_to.value);
+    PUT_TEXT(to, Summary, e.summary);
+}
+
+void write(wire::Event::Builder out, const Forked& e) {
+    auto to = out.initForked();
+    to.setChildFamily(e.child.family.value);
+    to.setChildSession(as_data(wire::session_bytes(e.child)));
+    to.setAtTurn(e.at.value);
+}
+
+// --- reading ------------------------------------------------------------------------------------------------------
+
+ItemPtr read(wire::Item::Reader in) {
+    auto item = std::make_shared<Item>();
+    item->kind = own(in.getKind());
+    item->role = own(in.getRole());
+    item->status = own(in.getStatus());
+    item->text = text_of(in.getText());
+    if (in.hasMoreParts())
+        for (auto part : in.getMoreParts()) item->more_parts.push_back(text_of(part));
+    if (in.hasCallId()) item->call_id = text_of(in.getCallId());
+    if (in.hasName()) item->name = text_of(in.getName());
+    if (in.hasServerLabel()) item->server_label = text_of(in.getServerLabel());
+    if (in.hasArguments()) item->arguments = text_of(in.getArguments());
+    if (in.hasError()) item->error = text_of(in.getError());
+    item->step = in.getStep();
+    return item;
+}
+
+std::vector<ItemPtr> read(capnp::List<wire::Item>::Reader in) {
+    std::vector<ItemPtr> items;
+    // Reserved by what is there, not by what the list claims: a list of empty structs costs no bytes.
+    items.reserve(std::min<size_t>(in.size(), 64));
+    for (auto item : in) items.push_back(read(item));
+    return items;
+}
+
+SessionCreated read(wire::Event::Created::Reader in) {
+    SessionCreated e;
+    e.tenant = TenantId{in.getTenant()};
+    e.principal = text_of(in.getPrincipal());
+    e.parent = wire::session_of(in.getParentFamily(), in.getParentSession());
+    e.parent_turn = TurnNo{in.getParentTurn()};
+    e.metadata = text_of(in.getMetadata());
+    e.ephemeral = in.getEphemeral();
+    e.conversation = in.getConversation();
+    return e;
+}
+
+InputAccepted read(wire::Event::InputAccepted::Reader in) {
+    InputAccepted e;
+    e.items = read(in.getItems());
+    e.agent = text_of(in.getAgent());
+    e.agent_version = in.getAgentVersion();
+    e.principal = text_of(in.getPrincipal2());
+    if (auto hash = in.getKeyHash(); hash.size() != 0) {
+        if (hash.size() != std::tuple_size_v<KeyHash>) throw Malformed{"a key hash has 16 bytes"};
+        std::copy(hash.begin(), hash.end(), e.key.emplace().begin());
+    }
+    e.request_digest = in.getRequestDigest();
+    e.limits = TurnLimits{in.getLimits().getSteps(), in.getLimits().getTokens(), in.getLimits().getDurationMs()};
+    e.options = text_of(in.getOptions());
+    return e;
+}
+
+ModelStepSettled read(wire::Event::ModelStepSettled::Reader in) {
+    ModelStepSettled e;
+    e.step = in.getStep();
+    e.items = read(in.getItems());
+    if (in.hasUsage()) e.usage = wire::read(in.getUsage());
+    e.model = text_of(in.getModel());
+    e.finish_reason = text_of(in.getFinishReason());
+    if (in.hasTokenIds()) e.token_ids = wire::bytes_of(in.getTokenIds());
+    if (in.hasTokenizerHash()) e.tokenizer_hash = wire::bytes_of(in.getTokenizerHash());
+    e.template_version = in.getTemplateVersion();
+    return e;
+}
+
+Event read(wire::Event::Reader in) {
+    switch (in.which()) {
+        case wire::Event::CREATED: return read(in.getCreated());
+        case wire::Event::INPUT_ACCEPTED: return read(in.getInputAccepted());
+        case wire::Event::MODEL_STEP_SETTLED: return read(in.getModelStepSettled());
+        case wire::Event::TOOL_INTENT: {
+            auto e = in.getToolIntent();
+            return ToolIntent{e.getCall(), own(e.getEffect()), e.getTimeoutMs()};
+        }
+        case wire::Event::TOOL_RECEIPT: {
+            auto e = in.getToolReceipt();
+            return ToolReceipt{e.getCall(), own(e.getStatus()), text_of(e.getOutput()), text_of(e.getError()),
+                               e.getDurationMicros()};
+        }
+        case wire::Event::STEP_FAILED: {
+            auto e = in.getStepFailed();
+            return StepFailed{e.getStep(),          e.getIsTool(),           own(e.getClass()),
+                              text_of(e.getCode()), text_of(e.getMessage()), text_of(e.getPartialText())};
+        }
+        case wire::Event::RETRY_SCHEDULED: {
+            auto e = in.getRetryScheduled();
+            return RetryScheduled{e.getStep(), e.getIsTool(), e.getAt(), e.getAttempt(), text_of(e.getReason())};
+        }
+        case wire::Event::TURN_SETTLED: {
+            auto e = in.getTurnSettled();
+            return TurnSettled{own(e.getStatus()), text_of(e.getCode()), text_of(e.getMessage())};
+        }
+        case wire::Event::CANCEL_REQUESTED: {
+            auto e = in.getCancelRequested();
+            return CancelRequested{text_of(e.getPrincipal3()), text_of(e.getReason2())};
+        }
+        case wire::Event::WAIT_OPENED: {
+            auto e = in.getWaitOpened();
+            return WaitOpened{e.getWait(), own(e.getKind()), e.getDue(), e.getCall(), text_of(e.getSubject())};
+        }
+        case wire::Event::WAIT_RESOLVED: {
+            auto e = in.getWaitResolved();
+            return WaitResolved{e.getWait(), own(e.getOutcome()), text_of(e.getPayload()), text_of(e.getPrincipal4())};
+        }
+        case wire::Event::DECISION: {
+            auto e = in.getDecision();
+            return Decision{text_of(e.getCode2()), text_of(e.getSubject2()), text_of(e.getReason3())};
+        }
+        case wire::Event::MEMORY_SET: {
+            auto e = in.getMemorySet();
+            return MemorySet{text_of(e.getKey()), text_of(e.getValue()), e.getRemoved()};
+        }
+        case wire::Event::UNKNOWN_RESOLVED: {
+            auto e = in.getUnknownResolved();
+            return UnknownResolved{e.getCall(), own(e.getHow()), text_of(e.getOutput()), text_of(e.getPrincipal5())};
+        }
+        case wire::Event::ITEMS_ADDED: {
+            auto e = in.getItemsAdded();
+            return ItemsAdded{read(e.getItems()), text_of(e.getPrincipal6())};
+        }
+        case wire::Event::METADATA_SET: return MetadataSet{text_of(in.getMetadataSet())};
+        case wire::Event::DELETED: return SessionDeleted{text_of(in.getDeleted())};
+        case wire::Event::STREAM_RESERVED: return StreamReserved{in.getStreamReserved()};
+        case wire::Event::COMPACTED: {
+            auto e = in.getCompacted();
+            return Compacted{TurnNo{e.getUpToTurn()}, text_of(e.getSummary())};
+        }
+        case wire::Event::FORKED: {
+            auto e = in.getForked();
+            return Forked{wire::session_of(e.getChildFamily(), e.getChildSession()), TurnNo{e.getAtTurn()}};
+        }
+    }
+    throw Malformed{"an event of a kind that this version does not know"};
+}
+
+}  // namespace
+
+std::string encode(const EventBatch& batch) {
+    return wire::pack_message([&](capnp::MessageBuilder& message) {
+        auto out = message.initRoot<wire::EventBatch>();
+        out.setAt(batch.at);
+        out.setTurn(batch.turn.value);
+        auto list = out.initEvents(static_cast<uint32_t>(batch.events.size()));
+        for (uint32_t i = 0; i < list.size(); ++i)
+            std::visit([to = list[i]](const auto& event) { write(to, event); }, batch.events[i]);
+    });
+}
+
+Result<EventBatch> decode_batch(std::string_view bytes) {
+    EventBatch batch;
+    auto error = wire::unpack_message(bytes, [&](capnp::MessageReader& message) {
+        auto in = message.getRoot<wire::EventBatch>();
+        batch.at = in.getAt();
+        batch.turn = TurnNo{in.getTurn()};
+        auto list = in.getEvents();
+        batch.events.reserve(std::min<size_t>(list.size(), 64));
+        for (auto event : list) batch.events.push_back(read(event));
+        if (batch.events.empty()) throw Malformed{"a batch without events"};
+    });
+    if (error) return Error{ErrorCode::journal_damaged, std::move(*error), {}};
+    return batch;
+}
+
+}  // namespace mainstay
