@@ -53,21 +53,18 @@ def text_of(item):
 
 def turns_of(items):
     """What a history contains: how often each turn was begun, which turns ended with a final message, and how many
-    tool results a call has."""
+    settled tool calls each has. Agent `bench` makes one call a turn: model, tool, model."""
     begun, finished, results = Counter(), set(), Counter()
-    turn, step_since = None, None
+    turn = None
     for item in items:
-        kind = item.get("type")
+        kind, settled = item.get("type"), item.get("status", "completed") == "completed"
         if kind == "message" and item.get("role") == "user":
             turn = text_of(item).split(" ", 1)[0]
             begun[turn] += 1
-        elif kind == "function_call_output":
-            results[item["call_id"]] += 1
-            step_since = turn
-        elif kind == "message" and item.get("role") == "assistant" and item.get("status", "completed") == "completed":
-            # The last message of a turn follows its tool result (agent `bench`: model, tool, model).
-            if step_since == turn:
-                finished.add(turn)
+        elif kind in ("mcp_call", "function_call_output") and settled:
+            results[turn] += 1
+        elif kind == "message" and item.get("role") == "assistant" and settled and results[turn]:
+            finished.add(turn)
     return begun, finished, results
 
 

@@ -28,8 +28,8 @@ def message(role, text):
 
 
 def turn_items(turn):
-    return [message("user", f"{turn} some words"), {"type": "function_call", "call_id": turn},
-            {"type": "function_call_output", "call_id": turn}, message("assistant", "the reply")]
+    return [message("user", f"{turn} some words"), message("assistant", "I shall ask a tool"),
+            {"type": "mcp_call", "name": "echo", "output": "heard", "status": "completed"}, message("assistant", "the reply")]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -104,8 +104,13 @@ class Acknowledged(unittest.TestCase):
         items = turn_items("t1") + turn_items("t2")
         self.assertEqual(self.verdict(items[:3] + [items[2]] + items[3:])["tool_results_twice"], 1)
 
+    def test_a_tool_call_that_is_still_open_is_no_result(self):
+        items = turn_items("t1") + turn_items("t2")
+        items[6] = {**items[6], "status": "in_progress"}
+        self.assertEqual(self.verdict(items)["acknowledged_unfinished"], 1)
+
     def test_an_in_flight_turn_that_never_ended_is_not_called_finished(self):
-        verdict = self.verdict(turn_items("t1") + turn_items("t2") + turn_items("t3")[:2])
+        verdict = self.verdict(turn_items("t1") + turn_items("t2") + turn_items("t3")[:3])
         self.assertEqual((verdict["in_flight_recorded"], verdict["in_flight_finished"]), (1, 0))
 
 
