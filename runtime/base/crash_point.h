@@ -1,6 +1,7 @@
 #pragma once
 // Places where a test may kill the process, to prove that dying there loses and repeats nothing. MAINSTAY_CRASH_POINT
 // ("name" or "name:n", the n-th visit) arms one before any thread starts; unarmed, a visit costs one load and a branch.
+// "name:n:ms" stands still there for so long before it dies: what must wait for this point has no excuse to have left.
 // The names are listed in tests/e2e/crash_points.json; a test holds list and code together.
 //
 // Mutants are the other side of that proof: builds with MAINSTAY_MUTANTS can break one guarantee on purpose

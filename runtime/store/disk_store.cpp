@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 
+#include "runtime/base/crash_point.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/invariant.h"
 
@@ -411,7 +412,9 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
         if (deletes && delete_pending == 0) delete_pending = now_ms();
         if (deletes) rows.push_back({Table::meta, meta_deleted, u64_row(delete_pending), false});
         rows.push_back({Table::meta, meta_applied, u64_row(generation.end_lsn), false});
+        crash_point("state.before_commit");
         applied = static_cast<bool>(state_->apply(rows));
+        crash_point("state.after_commit");
     }
     {
         std::lock_guard lock(mutex_);
@@ -429,6 +432,7 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
     }
     const uint64_t end_lsn = generation.end_lsn;
     tail_.drop();
+    crash_point("state.before_release");
     log_->release(end_lsn);
     std::function<void()> callback;
     {

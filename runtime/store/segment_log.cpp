@@ -10,6 +10,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "runtime/base/crash_point.h"
 #include "runtime/base/invariant.h"
 
 namespace mainstay {
@@ -336,6 +337,7 @@ bool SegmentLog::open_next_segment(Lock& lock) {
         preparer_wakes_.notify_one();
         prepared_.wait(lock);
     }
+    crash_point("journal.segment_roll");
     previous_end_ = staging_.base;
     live_.push_back(std::move(ready_.front()));
     ready_.pop_front();
@@ -355,6 +357,7 @@ bool SegmentLog::write_group(Staging& group, DirectFile& file) {
         std::memset(data + group.used, 0, padded - group.used);
     }
     uint64_t offset = group.base - segment * config_.segment_bytes;
+    crash_point("journal.before_write");
     int error = config_.fault ? config_.fault("write", group.base) : 0;
     if (error == 0 && header_pending_) {
         // Header and first group in one write: the commit path never pays a sync for a new segment.
@@ -368,6 +371,7 @@ bool SegmentLog::write_group(Staging& group, DirectFile& file) {
     }
     const char* operation = "write";
     if (error == 0) {
+        crash_point("journal.after_write");
         operation = "fdatasync";
         error = config_.fault ? config_.fault("sync", group.base) : 0;
         if (error == 0) error = file.sync_data();
@@ -378,6 +382,7 @@ bool SegmentLog::write_group(Staging& group, DirectFile& file) {
             std::to_string(error) + " (" + std::strerror(error) + ")");
         return false;
     }
+    crash_point("journal.after_sync");
     header_pending_ = false;
     syncs_.fetch_add(1, std::memory_order_relaxed);
     groups_.fetch_add(1, std::memory_order_relaxed);
@@ -406,6 +411,7 @@ void SegmentLog::hand_on(Staging& group, uint64_t end_lsn, uint64_t appended_cou
     on_durable_(durable);  // into the tail first: whoever is acknowledged may load at once
     durable_lsn_.store(end_lsn, std::memory_order_release);
     for (auto& [target, sequence] : acks) target->acknowledged(sequence, sequence);
+    crash_point("journal.after_ack");
 }
 
 bool SegmentLog::roll() {
