@@ -10,6 +10,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/limits.h"
 #include "runtime/base/random.h"
+#include "runtime/inference/chat_request.h"
 #include "runtime/inference/model_error.h"
 
 namespace mainstay {
@@ -146,24 +147,9 @@ Template parse_template(std::string_view text) {
 
 /// The inside of a JSON string: what may stand between quotes.
 void append_json_inside(std::string& out, std::string_view text) {
-    for (const char c : text) {
-        switch (c) {
-            case '"': out += "\\\""; break;
-            case '\\': out += "\\\\"; break;
-            case '\n': out += "\\n"; break;
-            case '\r': out += "\\r"; break;
-            case '\t': out += "\\t"; break;
-            default:
-                if (static_cast<unsigned char>(c) < 0x20) {
-                    constexpr char digits[] = "0123456789abcdef";
-                    out += "\\u00";
-                    out += digits[(c >> 4) & 15];
-                    out += digits[c & 15];
-                } else {
-                    out += c;
-                }
-        }
-    }
+    std::string quoted;
+    append_json_string(quoted, text);
+    out.append(quoted, 1, quoted.size() - 2);
 }
 
 // --- what the prompt holds ------------------------------------------------------------------------------------------
@@ -223,20 +209,6 @@ void cut_text(std::string& text, size_t bytes) {
     if (text.size() <= bytes) return;
     while (bytes > 0 && (static_cast<unsigned char>(text[bytes]) & 0xc0) == 0x80) --bytes;
     text.resize(bytes);
-}
-
-/// The name under which the request offers `server/tool`; the plain tool where it offers neither, as a model that
-/// imagines a tool would.
-std::string offered_name(const ToolDefinitions& tools, std::string_view server, std::string_view tool) {
-    if (tools && !server.empty()) {
-        for (const auto& definition : *tools) {
-            const std::string_view name = definition.name;
-            if (name.size() == server.size() + 2 + tool.size() && name.starts_with(server) && name.ends_with(tool) &&
-                name.substr(server.size(), 2) == "__")
-                return definition.name;
-        }
-    }
-    return std::string(tool);
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 // Where whole-text model steps come from. A device never retries (retry has one owner, the supervisor) and never sees
 // the store. submit() may be called from any thread and returns at once; the sink is called on the device's own thread,
 // exactly once with done or failed, after any number of deltas, unless the step was cancelled, after which it is never
-// called again.
+// called again. What can be refused or answered without waiting may be told on the submitting thread, before submit()
+// returns.
 
 #include <functional>
 #include <memory>

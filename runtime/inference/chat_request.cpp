@@ -1,0 +1,420 @@
+#include "runtime/inference/chat_request.h"
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <deque>
+#include <unordered_map>
+
+#include "runtime/base/limits.h"
+
+namespace mainstay {
+
+namespace {
+
+namespace json = boost::json;
+
+/// Length of the UTF-8 sequence at the front, 0 where there is none (RFC 3629, section 4).
+size_t utf8_length(std::string_view text) {
+    const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+    const auto tail = [&](size_t i) { return i < text.size() && (byte(i) & 0xc0) == 0x80; };
+    const unsigned char lead = byte(0);
+    if (lead < 0x80) return 1;
+    if (lead >= 0xc2 && lead <= 0xdf) return tail(1) ? 2 : 0;
+    if (lead >= 0xe0 && lead <= 0xef) {
+        if (!tail(1) || !tail(2)) return 0;
+        if ((lead == 0xe0 && byte(1) < 0xa0) || (lead == 0xed && byte(1) > 0x9f)) return 0;
+        return 3;
+    }
+    if (lead >= 0xf0 && lead <= 0xf4) {
+        if (!tail(1) || !tail(2) || !tail(3)) return 0;
+        if ((lead == 0xf0 && byte(1) < 0x90) || (lead == 0xf4 && byte(1) > 0x8f)) return 0;
+        return 4;
+    }
+    return 0;
+}
+
+bool is_plain(char c) { return static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\' && !(c & 0x80); }
+
+void append_escaped(std::string& out, char c) {
+    constexpr char digits[] = "0123456789abcdef";
+    switch (c) {
+        case '"': out += "\\\""; break;
+        case '\\': out += "\\\\"; break;
+        case '\n': out += "\\n"; break;
+        case '\r': out += "\\r"; break;
+        case '\t': out += "\\t"; break;
+        default:
+            out += "\\u00";
+            out += digits[(c >> 4) & 15];
+            out += digits[c & 15];
+    }
+}
+
+bool is_call(const Item& item) { return item.kind == ItemKind::tool_call || item.kind == ItemKind::function_call; }
+
+/// What a tool said, or why it said nothing.
+std::string output_of(const Item& item) {
+    switch (item.status) {
+        case ItemStatus::failed: return item.text.empty() ? "Error: " + item.error : item.text;
+        case ItemStatus::unknown:
+            return "The outcome of this call is unknown: it may or may not have taken effect." +
+                   (item.text.empty() ? std::string() : "\n" + item.text);
+        default: return item.text;
+    }
+}
+
+size_t estimated_size(const ModelRequest& request) {
+    size_t bytes = 1024 + request.instructions.size();
+    const auto add = [&](const Item& item) { bytes += item.bytes() + item.bytes() / 8 + 128; };
+    for (const auto& turn : request.prompt.settled)
+        for (const auto& item : *turn) add(*item);
+    for (const auto& item : request.prompt.open) add(*item);
+    if (request.tools)
+        for (const auto& tool : *request.tools) bytes += tool.description.size() + tool.parameters.size() + 192;
+    return bytes;
+}
+
+class Renderer {
+  public:
+    explicit Renderer(const ModelRequest& request) : request_(request) { out_.reserve(estimated_size(request)); }
+
+    Result<std::string> render() {
+        json::value options;
+        if (!request_.options.empty()) {
+            json::error_code failed;
+            json::parse_options bounds;
+            bounds.max_depth = limits::json_depth_max;
+            options = json::parse(request_.options, failed, {}, bounds);
+            if (failed || !options.is_object()) return invalid("the request's options are no JSON object", "");
+        }
+        const json::object none;
+        const json::object& fields = options.is_object() ? options.get_object() : none;
+
+        out_ += "{\"model\":";
+        const ModelSpec& model = *request_.model;
+        append_json_string(out_, model.upstream_model.empty() ? model.name : model.upstream_model);
+        out_ += ",\"messages\":[";
+        write_messages();
+        out_ += ']';
+        write_tools();
+        if (auto written = write_options(fields); !written) return written.error();
+        // Streamed even where nobody reads deltas: silence is then a stall, not a long answer.
+        out_ += ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
+        return std::move(out_);
+    }
+
+  private:
+    static Error invalid(std::string message, std::string param) {
+        return {ErrorCode::invalid_request, std::move(message), std::move(param)};
+    }
+
+    // --- messages -------------------------------------------------------------------------------------------------
+
+    void write_messages() {
+        collect_outputs();
+        if (!request_.instructions.empty()) {
+            begin_message("system");
+            out_ += ",\"content\":";
+            append_json_string(out_, request_.instructions);
+            out_ += '}';
+        }
+        for (const auto& turn : request_.prompt.settled) write_turn(*turn);
+        write_turn(request_.prompt.open);
+    }
+
+    /// Outputs of the client's functions come as items of a later turn, but the API wants them right after the call.
+    void collect_outputs() {
+        const auto collect = [&](const std::vector<ItemPtr>& items) {
+            for (const auto& item : items)
+                if (item->kind == ItemKind::function_call_output) outputs_[item->call_id].push_back(item.get());
+        };
+        for (const auto& turn : request_.prompt.settled) collect(*turn);
+        collect(request_.prompt.open);
+    }
+
+    void write_turn(const std::vector<ItemPtr>& items) {
+        for (size_t i = 0; i < items.size();) {
+            const Item& item = *items[i];
+            if (is_call(item)) {
+                const size_t end = end_of_calls(items, i);
+                write_calls(nullptr, items, i, end);
+                i = end;
+                continue;
+            }
+            ++i;
+            if (item.kind == ItemKind::compaction) {
+                write_summary(item);
+            } else if (item.kind == ItemKind::message && item.status == ItemStatus::completed) {
+                // Text and calls of one step are one message of the assistant.
+                const bool speaks = item.role == Role::assistant;
+                const bool calls = speaks && i < items.size() && is_call(*items[i]) && items[i]->step == item.step;
+                const size_t end = calls ? end_of_calls(items, i) : i;
+                if (!calls || !write_calls(&item, items, i, end)) write_message(item);
+                i = end;
+            }
+            // Approvals say nothing to the model; what is incomplete was never finished being said; outputs are
+            // written with their calls.
+        }
+    }
+
+    static size_t end_of_calls(const std::vector<ItemPtr>& items, size_t from) {
+        size_t end = from;
+        while (end < items.size() && is_call(*items[end]) && items[end]->step == items[from]->step) ++end;
+        return end;
+    }
+
+    void begin_message(std::string_view role) {
+        if (!first_message_) out_ += ',';
+        first_message_ = false;
+        out_ += "{\"role\":\"";
+        out_ += role;
+        out_ += '"';
+    }
+
+    void write_content(const Item& item) {
+        out_ += ",\"content\":";
+        if (item.more_parts.empty()) {
+            append_json_string(out_, item.text);
+            return;
+        }
+        out_ += "[{\"type\":\"text\",\"text\":";
+        append_json_string(out_, item.text);
+        for (const auto& part : item.more_parts) {
+            out_ += "},{\"type\":\"text\",\"text\":";
+            append_json_string(out_, part);
+        }
+        out_ += "}]";
+    }
+
+    void write_message(const Item& item) {
+        // "developer" is OpenAI's own newer word for "system"; chat templates of open models do not know it.
+        begin_message(item.role == Role::developer ? "system" : to_word(item.role));
+        write_content(item);
+        out_ += '}';
+    }
+
+    void write_summary(const Item& item) {
+        begin_message("system");
+        out_ += ",\"content\":";
+        append_json_string(out_, "Summary of the earlier conversation:\n" + item.text);
+        out_ += '}';
+    }
+
+    /// The calls [from, end) of one step that have an answer, as one message of the assistant (with `text`, where it
+    /// said something too), then the answers. False where none has one: the API refuses a call without an answer.
+    bool write_calls(const Item* text, const std::vector<ItemPtr>& items, size_t from, size_t end) {
+        std::vector<std::pair<const Item*, const Item*>> answered;  // call, holder of the output
+        for (size_t i = from; i < end; ++i)
+            if (const Item* output = answer_of(*items[i])) answered.emplace_back(items[i].get(), output);
+        if (answered.empty()) return false;
+        begin_message("assistant");
+        if (text) {
+            write_content(*text);
+        } else {
+            out_ += ",\"content\":null";
+        }
+        out_ += ",\"tool_calls\":[";
+        bool first = true;
+        for (const auto& [call, output] : answered) {
+            if (!first) out_ += ',';
+            first = false;
+            out_ += "{\"id\":";
+            append_json_string(out_, call->call_id);
+            out_ += ",\"type\":\"function\",\"function\":{\"name\":";
+            append_json_string(out_, offered_name(request_.tools, call->server_label, call->name));
+            out_ += ",\"arguments\":";
+            append_json_string(out_, call->arguments.empty() ? "{}" : call->arguments);
+            out_ += "}}";
+        }
+        out_ += "]}";
+        for (const auto& [call, output] : answered) {
+            begin_message("tool");
+            out_ += ",\"tool_call_id\":";
+            append_json_string(out_, call->call_id);
+            out_ += ",\"content\":";
+            append_json_string(out_, output_of(*output));
+            out_ += '}';
+        }
+        return true;
+    }
+
+    /// Upstreams may use one id twice in a conversation, so outputs are given out in order.
+    const Item* answer_of(const Item& call) {
+        if (call.kind == ItemKind::tool_call)
+            return call.status == ItemStatus::in_progress || call.status == ItemStatus::incomplete ? nullptr : &call;
+        const auto found = outputs_.find(call.call_id);
+        if (found == outputs_.end() || found->second.empty()) return nullptr;
+        const Item* output = found->second.front();
+        found->second.pop_front();
+        return output;
+    }
+
+    // --- tools and options ----------------------------------------------------------------------------------------
+
+    bool has_tools() const { return request_.tools && !request_.tools->empty(); }
+
+    void write_tools() {
+        if (!has_tools()) return;
+        out_ += ",\"tools\":[";
+        bool first = true;
+        for (const auto& tool : *request_.tools) {
+            if (!first) out_ += ',';
+            first = false;
+            out_ += "{\"type\":\"function\",\"function\":{\"name\":";
+            append_json_string(out_, tool.name);
+            if (!tool.description.empty()) {
+                out_ += ",\"description\":";
+                append_json_string(out_, tool.description);
+            }
+            out_ += ",\"parameters\":";
+            out_ += tool.parameters.empty() ? "{\"type\":\"object\",\"properties\":{}}" : tool.parameters;
+            if (tool.strict) out_ += ",\"strict\":true";
+            out_ += "}}";
+        }
+        out_ += ']';
+    }
+
+    Result<void> write_options(const json::object& fields) {
+        constexpr std::string_view numbers[] = {"temperature", "top_p", "presence_penalty", "frequency_penalty",
+                                                "seed"};
+        for (const std::string_view name : numbers) {
+            const json::value* value = fields.if_contains(name);
+            if (!value || value->is_null()) continue;
+            if (!value->is_number()) return invalid(std::string(name) + " must be a number", std::string(name));
+            write_field(name, *value);
+        }
+        if (const json::value* stop = fields.if_contains("stop"); stop && !stop->is_null()) write_field("stop", *stop);
+        write_token_bound(fields);
+        if (auto written = write_tool_choice(fields); !written) return written;
+        if (const json::object* reasoning = object_in(fields, "reasoning"))
+            if (const json::value* effort = reasoning->if_contains("effort"); effort && effort->is_string())
+                write_field("reasoning_effort", *effort);
+        return write_format(fields);
+    }
+
+    void write_field(std::string_view name, const json::value& value) {
+        out_ += ",\"";
+        out_ += name;
+        out_ += "\":";
+        out_ += json::serialize(value);
+    }
+
+    static const json::object* object_in(const json::object& fields, std::string_view name) {
+        const json::value* value = fields.if_contains(name);
+        return value ? value->if_object() : nullptr;
+    }
+
+    void write_token_bound(const json::object& fields) {
+        uint64_t bound = request_.max_output_tokens;
+        if (const json::value* asked = fields.if_contains("max_output_tokens")) {
+            json::error_code failed;
+            const auto tokens = asked->to_number<uint64_t>(failed);
+            if (!failed && tokens > 0) bound = bound == 0 ? tokens : std::min(bound, tokens);
+        }
+        // The older of OpenAI's two names: every compatible server knows it.
+        if (bound > 0) out_ += ",\"max_tokens\":" + std::to_string(bound);
+    }
+
+    Result<void> write_tool_choice(const json::object& fields) {
+        if (!has_tools()) return {};
+        if (const json::value* parallel = fields.if_contains("parallel_tool_calls"); parallel && parallel->is_bool())
+            write_field("parallel_tool_calls", *parallel);
+        const json::value* choice = fields.if_contains("tool_choice");
+        if (!choice || choice->is_null()) return {};
+        if (const json::string* word = choice->if_string()) {
+            if (*word == "none") {
+                write_field("tool_choice", *choice);
+            } else if (*word == "required") {
+                // Meant for the turn, not for each of its steps: a model that must always call never answers.
+                if (request_.step == 0) write_field("tool_choice", *choice);
+            } else if (*word != "auto") {
+                return invalid("tool_choice is none of auto, none, required", "tool_choice");
+            }
+            return {};
+        }
+        const json::object* object = choice->if_object();
+        if (!object) return invalid("tool_choice must be a word or an object", "tool_choice");
+        const auto text = [&](std::string_view field) -> std::string_view {
+            const json::value* value = object->if_contains(field);
+            return value && value->is_string() ? std::string_view(value->get_string()) : std::string_view();
+        };
+        if (text("name").empty()) return invalid("tool_choice names no tool", "tool_choice");
+        if (request_.step > 0) return {};
+        out_ += ",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":";
+        append_json_string(out_, offered_name(request_.tools, text("server_label"), text("name")));
+        out_ += "}}";
+        return {};
+    }
+
+    Result<void> write_format(const json::object& fields) {
+        const json::object* text = object_in(fields, "text");
+        const json::object* format = text ? object_in(*text, "format") : nullptr;
+        if (!format) return {};
+        const json::value* type = format->if_contains("type");
+        if (!type || !type->is_string()) return invalid("text.format has no type", "text.format");
+        if (type->get_string() == "text") return {};
+        if (type->get_string() == "json_object") {
+            out_ += ",\"response_format\":{\"type\":\"json_object\"}";
+            return {};
+        }
+        if (type->get_string() != "json_schema") return invalid("text.format has an unknown type", "text.format");
+        // The Responses API keeps the fields beside `type`, Chat Completions one level down.
+        out_ += ",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{";
+        bool first = true;
+        for (const auto& [name, value] : *format) {
+            if (name == "type") continue;
+            if (!first) out_ += ',';
+            first = false;
+            append_json_string(out_, name);
+            out_ += ':';
+            out_ += json::serialize(value);
+        }
+        out_ += "}}";
+        return {};
+    }
+
+    const ModelRequest& request_;
+    std::string out_;
+    bool first_message_ = true;
+    std::unordered_map<std::string_view, std::deque<const Item*>> outputs_;  // by call id, oldest first
+};
+
+}  // namespace
+
+void append_json_string(std::string& out, std::string_view text) {
+    out += '"';
+    while (!text.empty()) {
+        size_t plain = 0;
+        while (plain < text.size() && is_plain(text[plain])) ++plain;
+        out.append(text, 0, plain);
+        text.remove_prefix(plain);
+        if (text.empty()) break;
+        if ((text.front() & 0x80) == 0) {
+            append_escaped(out, text.front());
+            text.remove_prefix(1);
+        } else if (const size_t length = utf8_length(text)) {
+            out.append(text, 0, length);
+            text.remove_prefix(length);
+        } else {
+            out += "\xef\xbf\xbd";
+            text.remove_prefix(1);
+        }
+    }
+    out += '"';
+}
+
+std::string offered_name(const ToolDefinitions& tools, std::string_view server, std::string_view tool) {
+    if (tools && !server.empty()) {
+        for (const auto& definition : *tools) {
+            const std::string_view name = definition.name;
+            if (name.size() == server.size() + 2 + tool.size() && name.starts_with(server) && name.ends_with(tool) &&
+                name.substr(server.size(), 2) == "__")
+                return definition.name;
+        }
+    }
+    return std::string(tool);
+}
+
+Result<std::string> render_chat_request(const ModelRequest& request) { return Renderer(request).render(); }
+
+}  // namespace mainstay
