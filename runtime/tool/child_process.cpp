@@ -5,8 +5,8 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -127,7 +127,8 @@ Result<std::unique_ptr<ChildProcess>> ChildProcess::start(const std::vector<std:
     ::setpgid(pid, pid);  // both sides, so that neither can be early; fails harmlessly after the exec
     std::unique_ptr<ChildProcess> child(new ChildProcess);
     child->pid_ = pid;
-    child->pidfd_ = ::pidfd_open(pid, 0);
+    // By number: the wrapper of glibc 2.36 is declared without C linkage.
+    child->pidfd_ = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
     std::swap(child->in_, in.write);
     std::swap(child->out_, out.read);
     std::swap(child->err_, err.read);

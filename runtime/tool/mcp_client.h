@@ -63,6 +63,14 @@ struct McpCounters {
     uint64_t notifications = 0;
 };
 
+/// A tools/list under way. (Outside its client, because clang 14 cannot hold a nested one in an optional member.)
+struct McpPages {
+    int64_t request = 0;  // 0: waits for the start
+    uint64_t deadline_us = 0;
+    size_t pages = 0, bytes = 0;
+    std::shared_ptr<std::vector<McpTool>> tools;
+};
+
 class McpClient {
   public:
     /// Queues `initialize`; it must be answered by `start_deadline_us`.
@@ -117,12 +125,6 @@ class McpClient {
         std::string bytes;
         int64_t request = 0;  // of a call; 0: other
     };
-    struct Listing {
-        int64_t request = 0;  // 0: waits for the start
-        uint64_t deadline_us = 0;
-        size_t pages = 0, bytes = 0;
-        std::shared_ptr<std::vector<McpTool>> tools;
-    };
     using PendingMap = std::map<int64_t, Pending>;
 
     void fail(std::string reason, ErrorClass error_class, ErrorCode code);
@@ -155,7 +157,7 @@ class McpClient {
     int64_t initialize_request_ = 0;
     PendingMap pending_;
     std::unordered_map<uint64_t, int64_t> request_of_;  // by call_id
-    std::optional<Listing> list_;
+    std::optional<McpPages> list_;
     std::deque<int64_t> given_up_;  // recent requests whose late answers are expected
     std::unordered_set<int64_t> given_up_set_;
 
