@@ -10,6 +10,7 @@
 #include "runtime/base/crash_point.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/invariant.h"
+#include "runtime/store/tail_fold.h"
 
 namespace mainstay {
 namespace {
@@ -39,18 +40,6 @@ uint64_t u64_of(const std::optional<std::string>& row) {
     if (row && row->size() >= sizeof value) std::memcpy(&value, row->data(), sizeof value);
     return value;
 }
-
-std::vector<FoldRecord> fold_records(const std::vector<TailRecord>& records) {
-    std::vector<FoldRecord> out;
-    out.reserve(records.size());
-    for (const auto& record : records)
-        if (record.kind == RecordKind::events || record.kind == RecordKind::entity)
-            out.push_back({record.lsn, record.epoch, record.first_sequence, *record.payload});
-    return out;
-}
-
-/// Deletions that are about text; the rows of open turns and timers come and go without holding any.
-bool deletes_text(const RowOp& row) { return !row.value && (row.prefix || row.table == Table::head); }
 
 uint64_t now_ms() { return SystemClock().now_ms(); }
 
@@ -273,13 +262,7 @@ Result<std::optional<std::string>> DiskStore::read_turn(const SessionKey& key, T
     if (!records.empty()) {
         auto rows = fold_tail(key, records);
         if (!rows) return rows.error();
-        bool deleted = false;
-        for (auto& row : *rows) {
-            if (row.table != Table::turn) continue;
-            if (row.value && row.key == row_key) return std::optional<std::string>(std::move(row.value));
-            deleted = deleted || (!row.value && (row.prefix ? row_key.starts_with(row.key) : row_key == row.key));
-        }
-        if (deleted) return std::optional<std::string>();
+        if (auto row = row_after(*rows, Table::turn, row_key)) return std::move(*row);
     }
     return state_->get(Table::turn, row_key);
 }
@@ -302,16 +285,7 @@ Result<std::vector<std::string>> DiskStore::entities() {
     for (const auto& [key, records] : pending) {
         auto rows = fold_tail(key, records);
         if (!rows) return rows.error();
-        for (auto& row : *rows) {
-            if (row.table != Table::entity) continue;
-            if (row.value) {
-                found[row.key] = std::move(*row.value);
-            } else if (row.prefix) {
-                std::erase_if(found, [&](const auto& entry) { return entry.first.starts_with(row.key); });
-            } else {
-                found.erase(row.key);
-            }
-        }
+        apply_rows(*rows, Table::entity, found);
     }
     std::vector<std::string> out;
     out.reserve(found.size());
