@@ -116,6 +116,9 @@ class OpenAiDevice::Step final : public HttpHandler {
                 return;
             }
             tell(std::move(text));
+        } else if (!event_seen_) {
+            fail(make_model_error(ErrorClass::protocol, "upstream: the answer is neither an event stream nor JSON"));
+            return;
         }
         finish();
     }
@@ -142,6 +145,7 @@ class OpenAiDevice::Step final : public HttpHandler {
 
     void take_event(std::string_view data) {
         if (over_) return;
+        event_seen_ = true;
         std::string text;
         if (auto error = reply_.take_event(data, text)) {
             fail(std::move(*error));
@@ -194,7 +198,7 @@ class OpenAiDevice::Step final : public HttpHandler {
     int status_ = 0;
     std::vector<HttpHeader> headers_;  // of an error answer
     std::string body_;                 // of an error or whole answer
-    bool over_ = false;
+    bool event_seen_ = false, over_ = false;
 };
 
 OpenAiDevice::OpenAiDevice(std::shared_ptr<HttpClient> http)
