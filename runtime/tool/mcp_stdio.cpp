@@ -587,7 +587,7 @@ void McpStdio::Loop::advance(Running& running) {
         running.client->expire(now, out);
         after_step(running, out);
     }
-    if (running.life == Life::running && running.client->idle() && now - running.used_us >= us(options_.idle_ms)) {
+    if (running.life == Life::running && running.client->idle() && now >= running.used_us + us(options_.idle_ms)) {
         stop(running, "The tool server was idle.");
     }
     if (now < running.life_until_us) return;
