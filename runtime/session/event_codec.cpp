@@ -1,14 +1,6 @@
 // Events to packed Cap'n Proto and back. Fields that have their default stay unset: a default is zero on the wire and
 // packing removes zeros. Every enumerator that is read is range-checked, because these bytes may be anybody's.
 
-#include <capnp/message.h>
-#include <capnp/serialize-packed.h>
-#include <kj/exception.h>
-#include <kj/io.h>
-
-#include <array>
-#include <exception>
-
 #include "runtime/session/wire.h"
 
 namespace mainstay {

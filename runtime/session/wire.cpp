@@ -1,46 +1,25 @@
 #include "runtime/session/wire.h"
 
-#include <capnp/serialize-packed.h>
+#include <capnp/serialize.h>
 #include <kj/exception.h>
-#include <kj/io.h>
 
-#include <array>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "runtime/session/packing.h"
 
 namespace mainstay::wire {
 namespace {
 
-// One zeroed segment per thread: a message that fits costs no allocation, and the builder zeroes what it used.
+// Scratch of a thread: a message that fits costs no allocation. The builder's segment starts zeroed, and the builder
+// zeroes what it used of it.
 constexpr size_t scratch_words = 4096;
 thread_local capnp::word scratch_build[scratch_words];
 thread_local capnp::word scratch_read[scratch_words];
+thread_local char scratch_packed[packed_size_max(scratch_words)];
 
-class StringOutput final : public kj::BufferedOutputStream {
-  public:
-    explicit StringOutput(size_t size_max) { text_.resize(size_max); }
-    kj::ArrayPtr<kj::byte> getWriteBuffer() override {
-        // The packer asks for more once this is full; a message that does not shrink grows by a ninth at most.
-        if (used_ == text_.size()) text_.resize(text_.size() + text_.size() / 4 + 64);
-        return {reinterpret_cast<kj::byte*>(text_.data()) + used_, text_.size() - used_};
-    }
-    void write(const void* buffer, size_t size) override {
-        const auto* from = static_cast<const char*>(buffer);
-        if (from == text_.data() + used_) {
-            used_ += size;  // written in place
-            return;
-        }
-        if (used_ + size > text_.size()) text_.resize(used_ + size + 64);
-        std::copy(from, from + size, text_.data() + used_);
-        used_ += size;
-    }
-    std::string take() {
-        // Exactly as long as needed: batches are held in queues.
-        return std::string(text_.data(), used_);
-    }
-
-  private:
-    std::string text_;
-    size_t used_ = 0;
-};
+const uint64_t* as_words(const capnp::word* words) { return reinterpret_cast<const uint64_t*>(words); }
 
 uint64_t big_endian(const uint8_t* bytes) {
     uint64_t value = 0;
@@ -82,21 +61,48 @@ mainstay::Usage read(Usage::Reader in) {
 std::string pack_message(const std::function<void(capnp::MessageBuilder&)>& build) {
     capnp::MallocMessageBuilder message(kj::arrayPtr(scratch_build, scratch_words));
     build(message);
-    size_t words = 1;
-    for (auto segment : message.getSegmentsForOutput()) words += segment.size() + 1;
-    StringOutput out(words * sizeof(capnp::word));
-    capnp::writePackedMessage(out, message);
-    return out.take();
+    const auto segments = message.getSegmentsForOutput();
+    // The segment table: number of segments less one and the words of each, 32 bits, padded to a word.
+    std::vector<uint32_t> table{static_cast<uint32_t>(segments.size() - 1)};
+    size_t words = segments.size() / 2 + 1;
+    for (auto segment : segments) {
+        table.push_back(static_cast<uint32_t>(segment.size()));
+        words += segment.size();
+    }
+    if (table.size() % 2 != 0) table.push_back(0);
+    std::vector<uint64_t> table_words(table.size() / 2);
+    std::memcpy(table_words.data(), table.data(), table.size() * sizeof(uint32_t));
+
+    std::unique_ptr<char[]> large;
+    char* out = scratch_packed;
+    if (words > scratch_words) {
+        large.reset(new char[packed_size_max(words)]);
+        out = large.get();
+    }
+    // Each piece for itself: runs do not cross from the table into a segment, as readers of streams expect.
+    size_t size = pack_words(table_words.data(), table_words.size(), out);
+    for (auto segment : segments) size += pack_words(as_words(segment.begin()), segment.size(), out + size);
+    return std::string(out, size);
 }
 
 std::optional<std::string> unpack_message(std::string_view bytes,
                                           const std::function<void(capnp::MessageReader&)>& read) {
+    const size_t words_max = bytes.size() + 8192;  // a word is eight bytes
+    const std::optional<size_t> words = unpacked_words(bytes);
+    if (!words) return "the packed bytes end in the middle";
+    if (*words > words_max) return "the message unpacks to more than eight times its size";
     try {
-        kj::ArrayInputStream in(kj::arrayPtr(reinterpret_cast<const kj::byte*>(bytes.data()), bytes.size()));
+        std::unique_ptr<capnp::word[]> large;
+        capnp::word* unpacked = scratch_read;
+        if (*words > scratch_words) {
+            large.reset(new capnp::word[*words]);
+            unpacked = large.get();
+        }
+        unpack_words(bytes, reinterpret_cast<uint64_t*>(unpacked));
         capnp::ReaderOptions options;
-        options.traversalLimitInWords = bytes.size() + 8192;  // a word is eight bytes
+        options.traversalLimitInWords = words_max;
         options.nestingLimit = 64;
-        capnp::PackedMessageReader message(in, options, kj::arrayPtr(scratch_read, scratch_words));
+        capnp::FlatArrayMessageReader message(kj::arrayPtr(unpacked, *words), options);
         read(message);
         return std::nullopt;
     } catch (const Malformed& malformed) {
