@@ -1,0 +1,426 @@
+#include <arpa/inet.h>
+#include <doctest/doctest.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <boost/json/parse.hpp>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <mutex>
+#include <sstream>
+#include <thread>
+
+#include "tools/cli_commands.h"
+#include "tools/cli_completion.h"
+#include "tools/cli_output.h"
+
+using namespace mainstay;
+
+namespace {
+
+struct Seen {
+    std::string line;  // "GET /v1/agents HTTP/1.1"
+    std::string head, body;
+};
+
+std::string answer(int status, const std::string& body, const std::string& type = "application/json") {
+    return "HTTP/1.1 " + std::to_string(status) + " X\r\nContent-Type: " + type +
+           "\r\nContent-Length: " + std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" + body;
+}
+
+/// A door of our own on a free loopback port: what it is asked is kept, what it says is the test's. Ends with the test.
+class StubDoor {
+  public:
+    using Handler = std::function<std::string(const Seen&)>;
+    explicit StubDoor(Handler handler) : handler_(std::move(handler)) {
+        listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        REQUIRE(listener_ >= 0);
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        REQUIRE(::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+        REQUIRE(::listen(listener_, 16) == 0);
+        socklen_t size = sizeof address;
+        REQUIRE(::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+        port_ = ntohs(address.sin_port);
+        REQUIRE(::pipe(stop_) == 0);
+        thread_ = std::thread([this] { serve(); });
+    }
+    ~StubDoor() {
+        (void)!::write(stop_[1], "x", 1);
+        thread_.join();
+        for (const int fd : {listener_, stop_[0], stop_[1]}) ::close(fd);
+    }
+    StubDoor(const StubDoor&) = delete;
+    std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
+    std::string url() const { return "http://" + address(); }
+    std::vector<Seen> seen() const {
+        std::lock_guard lock(mutex_);
+        return seen_;
+    }
+
+  private:
+    void serve() {
+        for (;;) {
+            pollfd wait[2] = {{listener_, POLLIN, 0}, {stop_[0], POLLIN, 0}};
+            if (::poll(wait, 2, -1) < 0 || wait[1].revents != 0) return;
+            const int client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+            if (client < 0) continue;
+            talk(client);
+            ::close(client);
+        }
+    }
+    void talk(int client) {
+        std::string text;
+        size_t end, length = 0;
+        char buffer[4096];
+        while ((end = text.find("\r\n\r\n")) == std::string::npos || text.size() < end + 4 + length) {
+            const ssize_t got = ::read(client, buffer, sizeof buffer);
+            if (got <= 0) return;
+            text.append(buffer, size_t(got));
+            end = text.find("\r\n\r\n");
+            const size_t at = text.find("Content-Length: ");
+            if (end != std::string::npos && at < end) length = std::stoul(text.substr(at + 16));
+        }
+        Seen request{text.substr(0, text.find("\r\n")), text.substr(0, end), text.substr(end + 4)};
+        const std::string reply = handler_(request);
+        {
+            std::lock_guard lock(mutex_);
+            seen_.push_back(std::move(request));
+        }
+        for (size_t at = 0; at < reply.size();) {
+            const ssize_t sent = ::send(client, reply.data() + at, reply.size() - at, MSG_NOSIGNAL);
+            if (sent <= 0) return;
+            at += size_t(sent);
+        }
+    }
+
+    Handler handler_;
+    int listener_ = -1, stop_[2] = {-1, -1};
+    uint16_t port_ = 0;
+    mutable std::mutex mutex_;
+    std::vector<Seen> seen_;
+    std::thread thread_;
+};
+
+struct Ran {
+    int status = 0;
+    std::string out, error;
+};
+
+Ran run(std::vector<std::string> words, const std::string& input = {}, CliEnvironment environment = {},
+        bool interactive = false) {
+    std::istringstream in(input);
+    std::ostringstream out, error;
+    const int status = run_cli(words, environment, {in, out, error, interactive});
+    return {status, out.str(), error.str()};
+}
+
+Ran run_at(const StubDoor& door, std::vector<std::string> words, const std::string& input = {},
+           bool interactive = false) {
+    words.insert(words.begin(), {"--url", door.url(), "--key", "k"});
+    return run(std::move(words), input, {}, interactive);
+}
+
+class Folder {
+  public:
+    Folder() {
+        std::string path = (std::filesystem::temp_directory_path() / "mainstay-cli-XXXXXX").string();
+        REQUIRE(mkdtemp(path.data()) != nullptr);
+        path_ = path;
+    }
+    ~Folder() { std::filesystem::remove_all(path_); }
+    Folder(const Folder&) = delete;
+    std::string write(const std::string& name, const std::string& text) const {
+        std::ofstream(path_ + "/" + name) << text;
+        return path_ + "/" + name;
+    }
+    const std::string& path() const { return path_; }
+
+  private:
+    std::string path_;
+};
+
+}  // namespace
+
+TEST_CASE("cli: the address comes from flags, else the environment, else the data directory") {
+    const StubDoor door([](const Seen&) { return answer(200, R"({"data":[]})"); });
+    const Folder folder;
+    folder.write("listen", door.address() + "\n");
+    folder.write("admin.key", "from-file\n");
+    CHECK(run({"--data", folder.path(), "agent", "list"}).status == 0);
+    CHECK(run({"agent", "list", "--data", folder.path()}, {}, {"", "from-environment"}).status == 0);
+    CHECK(run({"agent", "list"}, {}, {door.url() + "/", "from-environment"}).status == 0);
+    CHECK(run({"agent", "list", "--url", door.url(), "--key", "from-flag"}, {}, {"http://127.0.0.1:1", "x"}).status ==
+          0);
+    const auto seen = door.seen();
+    REQUIRE(seen.size() == 4);
+    CHECK(seen[0].line == "GET /v1/agents HTTP/1.1");
+    CHECK(seen[0].head.find("Bearer from-file") != std::string::npos);
+    CHECK(seen[1].head.find("Bearer from-environment") != std::string::npos);
+    CHECK(seen[2].head.find("Bearer from-environment") != std::string::npos);
+    CHECK(seen[3].head.find("Bearer from-flag") != std::string::npos);
+}
+
+TEST_CASE("cli: the key of a data directory goes to no other machine") {
+    const Folder folder;
+    folder.write("admin.key", "secret\n");
+    CliAddressOptions options;
+    options.data = folder.path();
+    for (const auto* url : {"https://example.com", "http://localhost.example.com", "http://10.0.0.1"}) {
+        options.url = url;
+        CHECK(find_address(options).key.empty());
+    }
+    for (const auto* url : {"http://127.0.0.1:80", "http://localhost:80", "http://[::1]:80"}) {
+        options.url = url;
+        CHECK(find_address(options).key == "secret");
+    }
+}
+
+TEST_CASE("cli: exit statuses say what kind of failure it was") {
+    const std::pair<int, int> rows[] = {{400, 1}, {401, 4}, {403, 4}, {404, 3}, {409, 1}, {422, 1},
+                                        {429, 5}, {500, 1}, {503, 5}, {504, 5}, {507, 5}};
+    for (const auto& [http, status] : rows) {
+        CAPTURE(http);
+        const StubDoor door([http = http](const Seen&) {
+            return answer(http, R"({"error":{"message":"it \"failed\"","code":"some_code"}})");
+        });
+        const auto ran = run_at(door, {"agent", "list"});
+        CHECK(ran.status == status);
+        CHECK(ran.error.find("it \"failed\" (some_code)") != std::string::npos);
+        CHECK(ran.out.empty());
+    }
+    const StubDoor html([](const Seen&) { return answer(200, "<html>", "text/html"); });
+    CHECK(run_at(html, {"agent", "list"}).status == 1);
+    CHECK(run({"agent", "list", "--url", "http://127.0.0.1:1"}).status == 5);
+    CHECK(run({"agent", "list", "--data", "no/such/directory"}).status == 5);
+    for (const std::vector<std::string>& words :
+         {std::vector<std::string>{},
+          {"agent"},
+          {"nonsense"},
+          {"agent", "show"},
+          {"agent", "list", "-o", "yaml"},
+          {"agent", "list", "--url", "ftp://x"},
+          {"session", "resolve", "s", "c", "--as", "maybe"},
+          {"agent", "apply", "no/such/file.toml", "--url", "http://127.0.0.1:1"}})
+        CHECK(run(words).status == 2);
+    CHECK(run({"--help"}).status == 0);
+    CHECK(run({"version"}).out.starts_with("mainstay 0."));
+}
+
+TEST_CASE("cli: a table for people, the door's own objects for scripts") {
+    const StubDoor door([](const Seen&) {
+        return answer(200, R"({"object":"list","data":[{"name":"a","version":"01","model":"m"},
+                                                       {"name":"longer\u001b[31m","version":"02","model":"n"}]})");
+    });
+    CHECK(run_at(door, {"agents", "list"}).out ==
+          "NAME        VERSION  MODEL\na           01       m\nlonger[31m  02       n\n");
+    const auto json = boost::json::parse(run_at(door, {"agent", "list", "-o", "json"}).out);
+    CHECK(json.as_array().size() == 2);
+    CHECK(json.as_array()[0].at("name").as_string() == "a");
+}
+
+TEST_CASE("cli: apply sends the file as it is and shows the difference") {
+    const Folder folder;
+    const auto toml = folder.write("a.toml", "name = \"a\"\n"), json = folder.write("a.json", "{\"name\":\"a\"}");
+    const StubDoor door([](const Seen& request) {
+        const bool dry = request.line.find("dry_run=true") != std::string::npos;
+        return answer(200, std::string(R"({"changed":true,"dry_run":)") + (dry ? "true" : "false") +
+                               R"(,"difference":"~ model = \"x\" -> \"y\"\n","agent":{"name":"a","version":"0f"}})");
+    });
+    const auto dry = run_at(door, {"agent", "apply", toml, "--dry-run"});
+    CHECK(dry.status == 0);
+    CHECK(dry.out == "~ model = \"x\" -> \"y\"\n");
+    CHECK(dry.error == "agent a version 0f would change\n");
+    CHECK(run_at(door, {"agent", "apply", json}).error == "agent a version 0f applied\n");
+    const auto seen = door.seen();
+    CHECK(seen[0].line == "POST /v1/agents?dry_run=true HTTP/1.1");
+    CHECK(seen[0].head.find("Content-Type: application/toml") != std::string::npos);
+    CHECK(seen[0].body == "name = \"a\"\n");
+    CHECK(seen[1].line == "POST /v1/agents HTTP/1.1");
+    CHECK(seen[1].head.find("Content-Type: application/json") != std::string::npos);
+}
+
+TEST_CASE("cli: pages are followed to the end, or to the limit") {
+    const StubDoor door([](const Seen& request) {
+        if (request.line.find("after=5") != std::string::npos)
+            return answer(
+                200,
+                R"({"data":[{"sequence":6,"at_ms":0,"turn":1,"name":"TurnSettled","event":{}}],"has_more":false})");
+        return answer(200, R"({"data":[{"sequence":5,"at_ms":1700000000123,"turn":1,"name":"Decision",
+                               "event":{"code":"c","reason":"why"},"id":"5"}],"has_more":true})");
+    });
+    const auto ran = run_at(door, {"session", "events", "conv_x"});
+    CHECK(ran.status == 0);
+    CHECK(ran.out ==
+          "SEQUENCE  AT                        TURN  EVENT        WHAT\n"
+          "5         2023-11-14 22:13:20.123Z  1     Decision     code=c reason=why\n"
+          "6                                   1     TurnSettled  \n");
+    CHECK(door.seen().size() == 2);
+    CHECK(run_at(door, {"session", "list", "--limit", "1"}).status == 0);
+    CHECK(door.seen().size() == 3);
+}
+
+TEST_CASE("cli: explain tells decisions, failures and retries, and leaves out what was only said") {
+    const StubDoor door([](const Seen&) {
+        return answer(200, R"({"has_more":false,"data":[
+            {"sequence":1,"at_ms":1000,"turn":1,"name":"InputAccepted","event":{"agent":"a"}},
+            {"sequence":2,"at_ms":1001,"turn":1,"name":"ModelStepSettled","event":{"text":"not told"}},
+            {"sequence":3,"at_ms":1002,"turn":1,"name":"ToolReceipt","event":{"status":"completed"}},
+            {"sequence":4,"at_ms":1003,"turn":1,"name":"ToolReceipt","event":{"status":"unknown"}},
+            {"sequence":5,"at_ms":1004,"turn":1,"name":"RetryScheduled","event":{"attempt":1,"reason":"overloaded: attempt 2"}},
+            {"sequence":6,"at_ms":1005,"turn":2,"name":"TurnSettled","event":{"status":"failed","code":"model_timeout"}}]})");
+    });
+    const auto ran = run_at(door, {"explain", "conv_x"});
+    CHECK(ran.out ==
+          "turn 1\n"
+          "  1970-01-01 00:00:01.000Z  InputAccepted  agent=a\n"
+          "  1970-01-01 00:00:01.003Z  ToolReceipt  status=unknown\n"
+          "  1970-01-01 00:00:01.004Z  RetryScheduled  attempt=1 reason=overloaded: attempt 2\n"
+          "turn 2\n"
+          "  1970-01-01 00:00:01.005Z  TurnSettled  status=failed code=model_timeout\n");
+    CHECK(boost::json::parse(run_at(door, {"explain", "conv_x", "-o", "json"}).out).as_array().size() == 4);
+}
+
+TEST_CASE("cli: deleting asks, and without a terminal refuses to guess") {
+    const StubDoor door([](const Seen&) { return answer(200, R"({"deleted":true})"); });
+    CHECK(run_at(door, {"session", "delete", "conv_x"}).status == 2);
+    CHECK(run_at(door, {"session", "delete", "conv_x"}, "n\n", true).status == 1);
+    CHECK(run_at(door, {"session", "delete", "conv_x"}, "", true).status == 1);
+    CHECK(door.seen().empty());
+    CHECK(run_at(door, {"session", "delete", "conv_x"}, "y\n", true).status == 0);
+    CHECK(run_at(door, {"session", "delete", "a/../b", "--yes"}).status == 0);
+    CHECK(door.seen()[0].line == "DELETE /v1/sessions/conv_x HTTP/1.1");
+    CHECK(door.seen()[1].line == "DELETE /v1/sessions/a%2F..%2Fb HTTP/1.1");
+}
+
+TEST_CASE("cli: an unknown outcome is closed with what happened") {
+    const StubDoor door([](const Seen&) { return answer(200, "{}"); });
+    CHECK(run_at(door, {"session", "resolve", "conv_x", "mcp_y", "--as", "done", "--result", R"({"id":7})"}).status ==
+          0);
+    CHECK(run_at(door, {"session", "resolve", "conv_x", "mcp_y", "--as", "retry"}).status == 0);
+    CHECK(run_at(door, {"session", "resolve", "conv_x", "mcp_y", "--as", "done", "--result", "{"}).status == 2);
+    const auto seen = door.seen();
+    REQUIRE(seen.size() == 2);
+    CHECK(seen[0].line == "POST /v1/sessions/conv_x/calls/mcp_y/resolve HTTP/1.1");
+    CHECK(boost::json::parse(seen[0].body) == boost::json::parse(R"({"as":"done","result":{"id":7}})"));
+    CHECK(boost::json::parse(seen[1].body) == boost::json::parse(R"({"as":"retry"})"));
+}
+
+TEST_CASE("cli: status says alive, ready and why not") {
+    std::atomic<bool> ready{true};
+    const StubDoor door([&](const Seen& request) {
+        if (request.line.starts_with("GET /readyz") && !ready)
+            return answer(503, R"({"error":{"message":"Not ready: draining.","code":"draining"}})");
+        if (request.line.starts_with("GET / ")) return answer(200, R"({"version":"9.9.9"})");
+        return answer(200, "ok\n", "text/plain");
+    });
+    auto ran = run_at(door, {"status"});
+    CHECK(ran.status == 0);
+    CHECK(ran.out.find("version: 9.9.9\n") != std::string::npos);
+    CHECK(ran.out.find("ready:   yes\n") != std::string::npos);
+    ready = false;
+    ran = run_at(door, {"status", "-o", "json"});
+    CHECK(ran.status == 5);
+    CHECK(boost::json::parse(ran.out).at("ready").as_bool() == false);
+    CHECK(ran.out.find("draining") != std::string::npos);
+}
+
+namespace {
+
+std::string sse(const std::vector<std::pair<std::string, std::string>>& events) {
+    std::string out;
+    for (const auto& [type, data] : events) out += "event: " + type + "\ndata: " + data + "\n\n";
+    return out;
+}
+
+StubDoor::Handler chat_door(std::string stream) {
+    return [stream = std::move(stream)](const Seen& request) {
+        if (request.line.starts_with("POST /v1/conversations")) return answer(200, R"({"id":"conv_new"})");
+        return answer(200, stream, "text/event-stream");
+    };
+}
+
+const std::vector<std::pair<std::string, std::string>> good_turn = {
+    {"response.created", R"({"type":"response.created"})"},
+    {"response.output_item.done",
+     R"({"item":{"type":"mcp_call","server_label":"builtin","name":"clock","arguments":"{}","output":"noon","status":"completed"}})"},
+    {"response.output_text.delta", R"({"delta":"It is "})"},
+    {"response.output_text.delta", R"({"delta":"noon\u001b[2J."})"},
+    {"response.output_item.done", R"({"item":{"type":"message","status":"completed"}})"},
+    {"response.completed", R"({"response":{"id":"resp_1","status":"completed","error":null}})"}};
+
+}  // namespace
+
+TEST_CASE("cli: chat streams text to stdout and tool calls to stderr") {
+    const StubDoor door(chat_door(sse(good_turn)));
+    const auto ran = run_at(door, {"chat", "assistant", "--message", "what time is it?"});
+    CHECK(ran.status == 0);
+    CHECK(ran.out == "It is noon[2J.\n");
+    CHECK(ran.error == "conversation conv_new\n[tool builtin/clock {} -> noon]\n");
+    const auto seen = door.seen();
+    REQUIRE(seen.size() == 2);
+    CHECK(boost::json::parse(seen[1].body) ==
+          boost::json::parse(
+              R"({"model":"assistant","conversation":"conv_new","input":"what time is it?","stream":true})"));
+}
+
+TEST_CASE("cli: chat goes on with a conversation, line by line") {
+    const StubDoor door(chat_door(sse(good_turn)));
+    const auto ran = run_at(door, {"chat", "assistant", "--conversation", "conv_old"}, "one\n\n  \ntwo\n");
+    CHECK(ran.status == 0);
+    CHECK(ran.out == "It is noon[2J.\nIt is noon[2J.\n");
+    const auto seen = door.seen();
+    REQUIRE(seen.size() == 2);
+    CHECK(seen[1].body.find("conv_old") != std::string::npos);
+    const auto json = run_at(door, {"chat", "assistant", "--message", "x", "-o", "json"});
+    CHECK(boost::json::parse(json.out).at("id").as_string() == "resp_1");
+}
+
+TEST_CASE("cli: a turn that fails, breaks off or never ends is no success") {
+    const StubDoor failed(chat_door(
+        sse({{"response.output_text.delta", R"({"delta":"half"})"},
+             {"response.failed",
+              R"({"response":{"status":"failed","error":{"code":"model_timeout","message":"too slow"}}})"}})));
+    auto ran = run_at(failed, {"chat", "a", "--message", "x"});
+    CHECK(ran.status == 1);
+    CHECK(ran.out == "half\n");
+    CHECK(ran.error.find("too slow (model_timeout)") != std::string::npos);
+    const StubDoor refused(chat_door(sse({{"error", R"({"code":"draining","message":"going down"})"}})));
+    CHECK(run_at(refused, {"chat", "a", "--message", "x"}).status == 1);
+    const StubDoor cut(chat_door(sse({{"response.output_text.delta", R"({"delta":"half"})"}})));
+    ran = run_at(cut, {"chat", "a", "--message", "x"});
+    CHECK(ran.status == 5);
+    CHECK(ran.error.find("goes on without us") != std::string::npos);
+    const StubDoor missing(
+        [](const Seen&) { return answer(404, R"({"error":{"message":"no agent","code":"model_not_found"}})"); });
+    CHECK(run_at(missing, {"chat", "a", "--message", "x"}).status == 3);
+}
+
+TEST_CASE("cli: completion scripts parse and offer every command") {
+    for (const std::string shell : {"bash", "zsh"}) {
+        const auto ran = run({"completion", shell});
+        CHECK(ran.status == 0);
+        for (const auto* word : {"'session resolve'", "'agent apply'", "--dry-run", "explain", "complete -o default"})
+            CHECK(ran.out.find(word) != std::string::npos);
+    }
+    FILE* bash = popen("bash -n", "w");
+    REQUIRE(bash != nullptr);
+    const std::string script = run({"completion", "bash"}).out;
+    REQUIRE(fwrite(script.data(), 1, script.size(), bash) == script.size());
+    CHECK(pclose(bash) == 0);
+}
+
+TEST_CASE("cli: text is cut between characters and carries no control characters") {
+    CHECK(printable("a\x1b[31mb\x07\x7f\nc\td", false) == "a[31mb c d");
+    CHECK(printable("a\nb\tc\r", true) == "a\nb\tc");
+    CHECK(printable("\xc2\x9b\xc3\xa9", false) == "\xc3\xa9");
+    CHECK(shortened_to("abcdef", 6) == "abcdef");
+    CHECK(shortened_to("abcdefg", 6) == "abcd..");
+    CHECK(shortened_to("\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9", 3) == "\xc3\xa9..");
+    CHECK(time_text(0).empty());
+    CHECK(time_text(1'700'000'000'123, true) == "2023-11-14 22:13:20Z");
+}
