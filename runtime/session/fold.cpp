@@ -55,10 +55,11 @@ class Folding {
         const std::string prefix = session_row_key(key_, shard_count_);
         const TimeMs wake = session_.wake_at();
         if (session_.deleted()) {
-            rows_.clear();
+            const bool shared = session_.children() != 0;
+            std::erase_if(rows_, [shared](const RowOp& row) { return !shared || row.table != Table::turn; });
             rows_.push_back(RowOp{Table::key, prefix, std::nullopt, true});
             // A fork reads the turns that it shares from its parent's rows: they stay while there may be one.
-            if (session_.children() == 0) rows_.push_back(RowOp{Table::turn, prefix, std::nullopt, true});
+            if (!shared) rows_.push_back(RowOp{Table::turn, prefix, std::nullopt, true});
             rows_.push_back(RowOp{Table::open, prefix, std::nullopt, false});
         } else if (open_before_ != !session_.idle()) {
             rows_.push_back(

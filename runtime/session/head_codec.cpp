@@ -95,7 +95,7 @@ Result<Session> Session::decode_head(SessionKey key, std::string_view bytes, std
         if (in.getTenant() != key.tenant.value) throw wire::Malformed{"a head of another tenant"};
         session.sequence_ = Sequence{in.getSequence()};
         session.deleted_ = in.getDeleted();
-        session.exists_ = !session.deleted_;
+        session.exists_ = !session.deleted_ && session.sequence_.value != 0;
         session.created_at_ = in.getCreatedAt();
         session.now_ = in.getUpdatedAt();
         session.created_.tenant = key.tenant;
