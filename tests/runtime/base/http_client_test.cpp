@@ -5,6 +5,7 @@
 #include <condition_variable>
 
 #include "tests/support/fake_upstream.h"
+#include "tests/support/tls_upstream.h"
 
 using namespace mainstay;
 
@@ -197,6 +198,24 @@ TEST_CASE("http client: failures are told apart") {
     hurried.connect_timeout_ms = 100;
     CHECK(failure_of(client, hurried) == HttpFailure::connect_timeout);
     CHECK(upstream.requests().size() == 7);  // not one of them was sent twice
+}
+
+TEST_CASE("http client: a certificate must be of a trusted authority and of the host that was called") {
+    TlsUpstream upstream;
+    const auto get = [](const std::string& url) {
+        HttpClientRequest request;
+        request.url = url;
+        return request;
+    };
+    HttpClient untrusting;
+    CHECK(failure_of(untrusting, get(upstream.url("localhost"))) == HttpFailure::tls);
+    HttpClient::Options options;
+    options.ca_file = upstream.certificate_file();
+    HttpClient trusting(options);
+    CHECK(run(trusting, get(upstream.url("localhost")))->status_ == 200);
+    CHECK(failure_of(trusting, get(upstream.url("127.0.0.1"))) == HttpFailure::tls);
+    CHECK(untrusting.requests_sent() == 0);
+    CHECK(trusting.requests_sent() == 1);
 }
 
 TEST_CASE("http client: a silent server is a stall, before and within the answer") {
