@@ -33,11 +33,12 @@ Result<void> check_model(const ModelSpec& model) {
             "model " + model.name + ": device \"" + model.device + "\" is neither openai nor scripted", "device"};
 }
 
-Result<std::unique_ptr<TextDevice>> make_text_device(const ModelSpec& model, std::shared_ptr<HttpClient> http) {
+Result<std::unique_ptr<TextDevice>> make_text_device(const ModelSpec& model, std::shared_ptr<HttpClient> http,
+                                                     uint32_t stall_timeout_ms) {
     if (auto checked = check_model(model); !checked) return checked.error();
     if (!is_openai(model)) return std::unique_ptr<TextDevice>(std::make_unique<ScriptedDevice>());
     if (!http) http = std::make_shared<HttpClient>();
-    return std::unique_ptr<TextDevice>(std::make_unique<OpenAiDevice>(std::move(http)));
+    return std::unique_ptr<TextDevice>(std::make_unique<OpenAiDevice>(std::move(http), stall_timeout_ms));
 }
 
 }  // namespace mainstay

@@ -6,6 +6,7 @@
 
 #include "runtime/base/agent_spec.h"
 #include "runtime/base/http_client.h"
+#include "runtime/base/limits.h"
 #include "runtime/base/result.h"
 #include "runtime/inference/text_device.h"
 
@@ -16,7 +17,8 @@ namespace mainstay {
 Result<void> check_model(const ModelSpec& model);
 
 /// A device for the model, after check_model. Without `http` an upstream's device gets a client of its own.
-Result<std::unique_ptr<TextDevice>> make_text_device(const ModelSpec& model,
-                                                     std::shared_ptr<HttpClient> http = nullptr);
+/// `stall_timeout_ms` as in OpenAiDevice.
+Result<std::unique_ptr<TextDevice>> make_text_device(const ModelSpec& model, std::shared_ptr<HttpClient> http = nullptr,
+                                                     uint32_t stall_timeout_ms = limits::upstream_stall_timeout_ms);
 
 }  // namespace mainstay

@@ -201,8 +201,8 @@ class OpenAiDevice::Step final : public HttpHandler {
     bool event_seen_ = false, over_ = false;
 };
 
-OpenAiDevice::OpenAiDevice(std::shared_ptr<HttpClient> http)
-    : http_(std::move(http)), shared_(std::make_shared<Shared>(*http_)) {}
+OpenAiDevice::OpenAiDevice(std::shared_ptr<HttpClient> http, uint32_t stall_timeout_ms)
+    : http_(std::move(http)), stall_timeout_ms_(stall_timeout_ms), shared_(std::make_shared<Shared>(*http_)) {}
 
 OpenAiDevice::~OpenAiDevice() {
     std::unordered_map<uint64_t, Shared::InFlight> steps;
@@ -253,6 +253,7 @@ void OpenAiDevice::submit(ModelRequest request, std::shared_ptr<ModelSink> sink)
     HttpClientRequest http;
     http.method = "POST";
     http.body = std::move(*body);
+    http.stall_timeout_ms = stall_timeout_ms_;
     http.total_timeout_ms = static_cast<uint32_t>(total_ms);
     http.headers = {{"Content-Type", "application/json"},
                     {"Accept", "text/event-stream, application/json"},

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "runtime/base/http_client.h"
+#include "runtime/base/limits.h"
 #include "runtime/base/result.h"
 #include "runtime/inference/text_device.h"
 
@@ -15,7 +16,9 @@ namespace mainstay {
 
 class OpenAiDevice final : public TextDevice {
   public:
-    explicit OpenAiDevice(std::shared_ptr<HttpClient> http);
+    /// `stall_timeout_ms`: a step ends where its upstream is silent for so long.
+    explicit OpenAiDevice(std::shared_ptr<HttpClient> http,
+                          uint32_t stall_timeout_ms = limits::upstream_stall_timeout_ms);
     ~OpenAiDevice() override;
     OpenAiDevice(const OpenAiDevice&) = delete;
     OpenAiDevice& operator=(const OpenAiDevice&) = delete;
@@ -32,6 +35,7 @@ class OpenAiDevice final : public TextDevice {
     class Step;
 
     const std::shared_ptr<HttpClient> http_;
+    const uint32_t stall_timeout_ms_;
     const std::shared_ptr<Shared> shared_;  // with the steps in flight
 };
 

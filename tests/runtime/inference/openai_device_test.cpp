@@ -203,6 +203,21 @@ TEST_CASE("openai device: a silent upstream ends at the deadline of the step, an
     CHECK(f.upstream.requests().size() == 1);
 }
 
+TEST_CASE("openai device: a silent upstream is a stall after the time that the operator set") {
+    Fixture f;
+    OpenAiDevice hasty(f.http, 100);
+    for (const auto& answer : {FakeAnswer{{}, End::stall}, fake_stream({text_event("half")}, false, End::stall)}) {
+        f.upstream.answer(answer);
+        auto sink = std::make_shared<RecordingSink>();
+        hasty.submit(f.request(), sink);
+        REQUIRE(sink->wait());
+        REQUIRE(sink->error());
+        CHECK(sink->error()->error_class == ErrorClass::timeout);
+        CHECK(sink->error()->message.find("100 ms") != std::string::npos);
+    }
+    CHECK(f.upstream.requests().size() == 2);
+}
+
 TEST_CASE("openai device: a cancelled step is cut off upstream and its sink hears nothing more") {
     Fixture f;
     f.upstream.answer(fake_stream({text_event("first")}, false, End::stall));
