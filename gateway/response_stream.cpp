@@ -20,10 +20,10 @@ Item assistant_message() {
 
 void ResponseStream::on(const StreamEvent& event) {
     if (finished_) return;
-    std::visit([this](const auto& body) { on(body); }, event);
+    std::visit([this](const auto& body) { handle(body); }, event);
 }
 
-void ResponseStream::on(const StreamAccepted& event) {
+void ResponseStream::handle(const StreamAccepted& event) {
     if (accepted_) return;
     accepted_ = true;
     session_ = event.answer.session;
@@ -35,7 +35,7 @@ void ResponseStream::on(const StreamAccepted& event) {
     object_event("response.in_progress", event.answer, "in_progress");
 }
 
-void ResponseStream::on(const StreamDelta& event) {
+void ResponseStream::handle(const StreamDelta& event) {
     if (!accepted_ || event.text.empty()) return;
     const auto given = std::pair(event.step, event.attempt), known = std::pair(step_, attempt_);
     if (given < known || (given == known && attempt_closed_)) return;
@@ -65,7 +65,7 @@ void ResponseStream::on(const StreamDelta& event) {
     send_text(rest);
 }
 
-void ResponseStream::on(const StreamItems& event) {
+void ResponseStream::handle(const StreamItems& event) {
     if (!accepted_ || event.first_index < input_count_) return;
     uint32_t index = event.first_index - input_count_;
     for (const auto& item : event.items) {
@@ -80,11 +80,11 @@ void ResponseStream::on(const StreamItems& event) {
     }
 }
 
-void ResponseStream::on(const StreamItemDone& event) {
+void ResponseStream::handle(const StreamItemDone& event) {
     if (accepted_ && event.index >= input_count_) settle(event.index - input_count_, *event.item);
 }
 
-void ResponseStream::on(const StreamBroken& event) {
+void ResponseStream::handle(const StreamBroken& event) {
     if (!accepted_) return;
     if (event.item && event.index >= input_count_)
         settle(event.index - input_count_, *event.item);
@@ -93,8 +93,8 @@ void ResponseStream::on(const StreamBroken& event) {
     attempt_closed_ = true;
 }
 
-void ResponseStream::on(const StreamEnded& event) {
-    if (!accepted_) on(StreamAccepted{event.answer});
+void ResponseStream::handle(const StreamEnded& event) {
+    if (!accepted_) handle(StreamAccepted{event.answer});
     const Turn& turn = *event.answer.turn;
     if (!is_settled(turn.status)) {
         finished_ = true;
@@ -119,7 +119,7 @@ void ResponseStream::on(const StreamEnded& event) {
     finished_ = true;
 }
 
-void ResponseStream::on(const StreamFailed& event) {
+void ResponseStream::handle(const StreamFailed& event) {
     JsonWriter writer(begin("error"));
     writer.raw(",\"code\":").string(error_name(event.error.code)).raw(",\"message\":").string(event.error.message);
     writer.raw(",\"param\":").string_or_null(event.error.param).raw("}");
@@ -260,7 +260,7 @@ void ResponseStream::close_open_text() {
 
 /// The node committed something else than it streamed. What was shown cannot be taken back: the client is told to read.
 void ResponseStream::diverged() {
-    on(StreamFailed{{ErrorCode::internal, "What was streamed is not what was committed: read the response.", {}}});
+    handle(StreamFailed{{ErrorCode::internal, "What was streamed is not what was committed: read the response.", {}}});
 }
 
 // --- events ---------------------------------------------------------------------------------------------------------

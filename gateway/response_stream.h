@@ -36,13 +36,13 @@ class ResponseStream {
         std::string text;  // deltas that were sent, joined
     };
 
-    void on(const StreamAccepted& event);
-    void on(const StreamDelta& event);
-    void on(const StreamItems& event);
-    void on(const StreamItemDone& event);
-    void on(const StreamBroken& event);
-    void on(const StreamEnded& event);
-    void on(const StreamFailed& event);
+    void handle(const StreamAccepted& event);
+    void handle(const StreamDelta& event);
+    void handle(const StreamItems& event);
+    void handle(const StreamItemDone& event);
+    void handle(const StreamBroken& event);
+    void handle(const StreamEnded& event);
+    void handle(const StreamFailed& event);
 
     OutputItem& item_at(uint32_t output_index);
     uint32_t next_index() const { return static_cast<uint32_t>(items_.size()); }

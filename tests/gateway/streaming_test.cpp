@@ -1,0 +1,87 @@
+// Streams over a socket: framing, refusals, readers that are slow or leave.
+
+#include <doctest/doctest.h>
+
+#include "gateway/door_fixture.h"
+
+using namespace mainstay;
+
+namespace {
+const std::string body = R"({"model":"assistant","input":"hi","stream":true})";
+}
+
+TEST_CASE("streaming: a turn is streamed and the connection goes on") {
+    RunningDoor running;
+    Client client(running.door.port());
+    for (int i = 0; i < 3; ++i) {
+        client.send(RunningDoor::request("POST", "/v1/responses", body));
+        const auto answer = client.read();
+        REQUIRE(answer.status == 200);
+        CHECK(answer.has("Content-Type: text/event-stream\r\n"));
+        CHECK(answer.body.starts_with("event: response.created\ndata: {"));
+        CHECK(answer.body.find("event: response.completed\n") != std::string::npos);
+        CHECK(answer.body.find("[DONE]") == std::string::npos);
+    }
+    client.send(RunningDoor::request("POST", "/v1/responses", body) + RunningDoor::request("GET", "/v1/models"));
+    CHECK(client.read().has("text/event-stream"));
+    CHECK(client.read().has("application/json"));
+}
+
+TEST_CASE("streaming: a refusal before acceptance is an HTTP error") {
+    RunningDoor running;
+    running.bridge.on_stream = [](TurnRequest, StreamCallback on_event) {
+        on_event(StreamFailed{{ErrorCode::session_busy, "busy", {}}});
+    };
+    const auto answer = running.ask("POST", "/v1/responses", body);
+    CHECK(answer.status == 429);
+    CHECK(answer.code() == "session_busy");
+    running.bridge.on_stream = [](TurnRequest, StreamCallback) {};  // the node loses it
+    CHECK(running.ask("POST", "/v1/responses", body).code() == "internal");
+}
+
+TEST_CASE("streaming: a quiet stream is kept open by comments; a client that leaves is unsubscribed") {
+    auto config = RunningDoor::quick();
+    config.sse_comment_interval_ms = 30;
+    RunningDoor running(config);
+    StreamCallback held;
+    std::atomic<bool> begun{false};
+    running.bridge.on_stream = [&](TurnRequest request, StreamCallback on_event) {
+        auto turn = std::make_shared<Turn>(*running.bridge.make_turn(request, "x").turn);
+        turn->status = TurnStatus::in_progress;
+        TurnAnswer answer;
+        answer.session = {FamilyId{1}, 1, 1};
+        answer.turn = turn;
+        on_event(StreamAccepted{answer});
+        held = std::move(on_event);
+        begun = true;
+    };
+    {
+        Client client(running.door.port());
+        client.send(RunningDoor::request("POST", "/v1/responses", body));
+        CHECK(client.received("response.in_progress"));
+        CHECK(client.received(": still here\n\n"));
+    }
+    REQUIRE(eventually([&] { return begun.load(); }));
+    CHECK(eventually([&] { return running.bridge.unsubscribed() == 1; }));
+    held(StreamDelta{0, 1, "to nobody"});
+    held = nullptr;
+}
+
+TEST_CASE("streaming: a reader slower than its stream is cut off, within bounds") {
+    RunningDoor running;
+    running.bridge.on_stream = [&](TurnRequest request, StreamCallback on_event) {
+        auto turn = std::make_shared<Turn>(*running.bridge.make_turn(request, "x").turn);
+        turn->status = TurnStatus::in_progress;
+        TurnAnswer answer;
+        answer.session = {FamilyId{1}, 1, 1};
+        answer.turn = turn;
+        on_event(StreamAccepted{answer});
+        for (int i = 0; i < 3000; ++i) on_event(StreamDelta{0, 1, std::string(16 * 1024, 'x')});
+    };
+    Client client(running.door.port());
+    client.send(RunningDoor::request("POST", "/v1/responses", body));
+    CHECK(eventually([&] { return running.bridge.unsubscribed() == 1; }));
+    const auto answer = client.read();
+    CHECK(answer.body.size() < 3000 * 16 * 1024);
+    CHECK(answer.body.find("response.completed") == std::string::npos);
+}
