@@ -32,6 +32,10 @@ struct OpenAiDevice::Shared {
     std::unordered_map<uint64_t, InFlight> steps;  // by request id
     UpstreamChoice choice;
 
+    // Held by the HTTP client's thread while a sink is called: the destructor waits here for the last call to end.
+    std::mutex telling;
+    bool closed = false;  // by the destructor, under `telling`
+
     uint64_t now_ms() const { return clock.monotonic_ns() / 1'000'000; }
 };
 
@@ -156,7 +160,9 @@ class OpenAiDevice::Step final : public HttpHandler {
     }
 
     void tell(std::string text) {
-        if (stream_ && !text.empty() && !cancelled) sink_->delta(request_id_, std::move(text));
+        if (!stream_ || text.empty()) return;
+        std::lock_guard telling(shared_->telling);
+        if (!cancelled && !shared_->closed) sink_->delta(request_id_, std::move(text));
     }
 
     void finish() {
@@ -166,14 +172,16 @@ class OpenAiDevice::Step final : public HttpHandler {
             return;
         }
         end();
-        if (!cancelled) sink_->done(request_id_, std::get<ModelResult>(std::move(outcome)));
+        std::lock_guard telling(shared_->telling);
+        if (!cancelled && !shared_->closed) sink_->done(request_id_, std::get<ModelResult>(std::move(outcome)));
     }
 
     void fail(ModelError error) {
         const uint64_t transfer = end();
         shared_->http.cancel(transfer);  // after an error nothing that still comes is wanted
         cut_secret(error.message, secret_);
-        if (!cancelled) sink_->failed(request_id_, std::move(error));
+        std::lock_guard telling(shared_->telling);
+        if (!cancelled && !shared_->closed) sink_->failed(request_id_, std::move(error));
     }
 
     /// Leaves the list of steps before the sink hears of the end, because it may submit the next attempt at once.
@@ -214,6 +222,8 @@ OpenAiDevice::~OpenAiDevice() {
         in_flight.step->cancelled = true;
         shared_->http.cancel(in_flight.transfer);
     }
+    std::lock_guard telling(shared_->telling);
+    shared_->closed = true;
 }
 
 Result<void> OpenAiDevice::check(const ModelSpec& model) {

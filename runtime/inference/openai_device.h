@@ -3,7 +3,7 @@
 // error goes up with its class and the supervisor decides. The key is read from the environment for each request and
 // stands in no message, log or error. One device serves every such model; outcomes come on the HTTP client's thread,
 // refusals that need no upstream (no key, a deadline that has passed) on the submitting one. Destroying the device
-// cancels its steps.
+// cancels its steps and waits for a call to a sink that has begun (so never destroy it from a sink).
 
 #include <memory>
 

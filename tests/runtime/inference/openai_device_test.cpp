@@ -3,7 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <boost/json.hpp>
+#include <condition_variable>
 #include <cstdlib>
+#include <mutex>
+#include <thread>
 
 #include "runtime/inference/device_set.h"
 #include "runtime/inference/upstream_choice.h"
@@ -251,6 +254,53 @@ TEST_CASE("openai device: destroying a device with its own client ends its steps
     CHECK(upstream.wait_closed(1));
     CHECK(sink->ends() == 0);
     CHECK(sink.use_count() == 1);
+}
+
+TEST_CASE("openai device: a destroyed device calls no sink any more, though its client lives on") {
+    // The sink is inside its first delta when the device goes: the destructor must wait for it to come out.
+    struct SlowSink final : ModelSink {
+        std::mutex lock;
+        std::condition_variable changed;
+        bool inside = false, may_leave = false;
+        std::atomic<bool> left{false};
+        std::atomic<int> later{0};
+        void delta(uint64_t, std::string) override {
+            if (left) ++later;
+            std::unique_lock hold(lock);
+            inside = true;
+            changed.notify_all();
+            changed.wait_for(hold, std::chrono::seconds(20), [this] { return may_leave; });
+            left = true;
+        }
+        void done(uint64_t, ModelResult) override { ++later; }
+        void failed(uint64_t, ModelError) override { ++later; }
+    };
+    Fixture f;
+    auto device = std::make_unique<OpenAiDevice>(f.http);
+    auto sink = std::make_shared<SlowSink>();
+    f.upstream.answer(fake_stream({text_event("a") + text_event("b") + stop_event + done_event}));
+    device->submit(f.request(), sink);
+    {
+        std::unique_lock hold(sink->lock);
+        REQUIRE(sink->changed.wait_for(hold, std::chrono::seconds(20), [&] { return sink->inside; }));
+    }
+    bool was_out = false;
+    int heard = 0;
+    std::thread destroyer([&] {
+        device.reset();
+        was_out = sink->left;
+        heard = sink->later;  // what came between leaving and the end of the device
+    });
+    {
+        std::lock_guard hold(sink->lock);
+        sink->may_leave = true;
+    }
+    sink->changed.notify_all();
+    destroyer.join();
+    CHECK(was_out);
+    f.upstream.answer(fake_stream({text_event("c"), stop_event, done_event}));
+    CHECK(f.run(f.request())->result()->text == "c");  // the client's thread has been past the old step
+    CHECK(sink->later == heard);
 }
 
 TEST_CASE("openai device: without its key nothing is sent, and the variable is named") {
