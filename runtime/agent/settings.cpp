@@ -66,6 +66,7 @@ const std::vector<Row>& rows() {
          Number{&Settings::segment_bytes, 4 * limits::record_bytes_max + 4096,
                 limits::apply_backlog_bytes_max / 2 - 4096, bytes}},
         {"store", "disk_reserve", Number{&Settings::disk_reserve_bytes, 1ull << 20, 1ull << 40, bytes}},
+        {"store", "deleted_text_lifetime", Number{&Settings::deleted_text_lifetime_ms, 1000, day_ms, milliseconds}},
         {"limits", "body_bytes",
          Number{&Settings::body_bytes, limits::input_bytes_max + 1, limits::record_bytes_max / 2, bytes}},
         {"limits", "connections", Number{&Settings::connections, 1, 1'000'000}},

@@ -33,6 +33,7 @@ struct Settings {
     std::string directory = "data";
     uint64_t segment_bytes = limits::segment_bytes;
     uint64_t disk_reserve_bytes = limits::disk_reserve_bytes;
+    uint64_t deleted_text_lifetime_ms = limits::deleted_text_lifetime_ms;
     // [limits]
     uint64_t body_bytes = limits::http_body_bytes_max;
     uint64_t connections = limits::http_connections_max;

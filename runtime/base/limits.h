@@ -65,7 +65,7 @@ constexpr size_t apply_batch_bytes = 32 * 1024 * 1024;    // journal bytes of on
 constexpr uint32_t apply_interval_ms = 1000;              // the longest that a record waits for its transaction
 constexpr size_t state_map_bytes = 1ull << 40;            // sparse; never resized while readers live
 constexpr size_t disk_reserve_bytes = 256 * 1024 * 1024;  // below this much free disk the node is read-only (config)
-constexpr uint32_t deleted_text_lifetime_ms = 3600'000;   // a deleted session's text is in no file after this
+constexpr uint32_t deleted_text_lifetime_ms = 3600'000;   // a deleted session's text is in no file after this (config)
 
 // --- the node ---------------------------------------------------------------------------------------------------
 constexpr size_t sessions_active_max = 50'000;   // (config) actors in memory; beyond, the longest idle is put to sleep
