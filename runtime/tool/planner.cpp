@@ -38,11 +38,11 @@ std::string with_digest(std::string name, std::string_view of) {
 
 std::string qualified(const ExposedTool& tool) { return tool.server_label + "__" + tool.tool; }
 
-uint32_t timeout_of(const ToolsetSpec& toolset) {
-    return toolset.timeout_ms != 0 ? toolset.timeout_ms : limits::tool_call_timeout_ms_default;
+uint32_t timeout_of(const ToolsetSpec& toolset, uint32_t otherwise) {
+    return toolset.timeout_ms != 0 ? toolset.timeout_ms : otherwise;
 }
 
-void add_builtin(const ToolsetSpec& toolset, std::vector<ExposedTool>& tools) {
+void add_builtin(const ToolsetSpec& toolset, uint32_t timeout_ms_default, std::vector<ExposedTool>& tools) {
     for (const auto& tool : builtin_tools()) {
         if (!contains(toolset.names, tool.group) || !allows(toolset, tool.name)) continue;
         const bool twice = std::any_of(tools.begin(), tools.end(), [&](const ExposedTool& other) {
@@ -55,12 +55,13 @@ void add_builtin(const ToolsetSpec& toolset, std::vector<ExposedTool>& tools) {
         exposed.server_label = builtin_label;
         exposed.tool = tool.name;
         exposed.effect = tool.effect;
-        exposed.timeout_ms = timeout_of(toolset);
+        exposed.timeout_ms = timeout_of(toolset, timeout_ms_default);
         tools.push_back(std::move(exposed));
     }
 }
 
-void add_server(const ToolsetSpec& toolset, const std::vector<ToolInfo>& infos, std::vector<ExposedTool>& tools) {
+void add_server(const ToolsetSpec& toolset, const std::vector<ToolInfo>& infos, uint32_t timeout_ms_default,
+                std::vector<ExposedTool>& tools) {
     const size_t first = tools.size();
     for (const auto& info : infos) {
         if (info.server_label != toolset.server_label || !allows(toolset, info.name)) continue;
@@ -70,7 +71,7 @@ void add_server(const ToolsetSpec& toolset, const std::vector<ToolInfo>& infos, 
         exposed.server_label = info.server_label;
         exposed.tool = info.name;
         exposed.effect = effect_of(toolset, info.name, info.effect);
-        exposed.timeout_ms = timeout_of(toolset);
+        exposed.timeout_ms = timeout_of(toolset, timeout_ms_default);
         tools.push_back(std::move(exposed));
     }
     const auto begin = tools.begin() + static_cast<ptrdiff_t>(first);
@@ -172,13 +173,13 @@ EffectClass effect_of(const ToolsetSpec& toolset, std::string_view tool, EffectC
 }
 
 std::vector<ExposedTool> exposed_tools(const AgentSpec& agent, const std::vector<ToolInfo>& infos,
-                                       const std::vector<std::string>& client_functions) {
+                                       const std::vector<std::string>& client_functions, uint32_t timeout_ms_default) {
     std::vector<ExposedTool> tools;
     for (const auto& toolset : agent.tools) {
         if (toolset.type == ToolsetType::builtin) {
-            add_builtin(toolset, tools);
+            add_builtin(toolset, timeout_ms_default, tools);
         } else if (find_toolset(agent, toolset.server_label) == &toolset && toolset.server_label != builtin_label) {
-            add_server(toolset, infos, tools);
+            add_server(toolset, infos, timeout_ms_default, tools);
         }
     }
     give_names(tools, client_functions);

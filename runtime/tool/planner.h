@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "runtime/base/agent_spec.h"
+#include "runtime/base/limits.h"
 #include "runtime/base/tool_plan.h"
 #include "runtime/tool/tool.h"
 
@@ -51,7 +52,8 @@ EffectClass effect_of(const ToolsetSpec& toolset, std::string_view tool, EffectC
 /// order. Infos of servers that the agent does not name, and tools that allowed_tools leaves out, do not appear.
 /// Builtin tools come from the agent's specification; infos labelled "builtin" are passed over.
 std::vector<ExposedTool> exposed_tools(const AgentSpec& agent, const std::vector<ToolInfo>& infos,
-                                       const std::vector<std::string>& client_functions);
+                                       const std::vector<std::string>& client_functions,
+                                       uint32_t timeout_ms_default = limits::tool_call_timeout_ms_default);
 
 /// The verdict on one call. `exposed` is the list that the model was shown. Besides an exposed name,
 /// "<server_label>__<tool>" and "<server_label>/<tool>" are understood for any tool in the list.

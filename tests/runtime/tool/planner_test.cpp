@@ -183,6 +183,9 @@ TEST_CASE("planner: the author's effect class and timeout come first") {
     const auto wait = plan_call(agent, infos, {}, {"c", "wait", R"({"amount":1})"});
     CHECK(wait.effect == EffectClass::once);
     CHECK(wait.timeout_ms == 5'000);
+    const auto tools = exposed_tools(agent, infos, {}, 7'000);  // the node's setting
+    CHECK(plan_call(tools, {}, {"c", "refund", R"({"amount":1})"}).timeout_ms == 7'000);
+    CHECK(plan_call(tools, {}, {"c", "wait", R"({"amount":1})"}).timeout_ms == 5'000);
 }
 
 TEST_CASE("planner: a builtin call carries its action, bad arguments included") {
