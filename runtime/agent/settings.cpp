@@ -175,7 +175,7 @@ Result<void> override_row(const std::string& name, const std::string& value, con
     }
     Node section;
     section.kind = Node::Kind::table;
-    section.table.emplace_back(std::string(row->key), std::move(leaf));
+    section.table.push_back({std::string(row->key), std::move(leaf)});
     Problem problem(source);
     TableReader reader(section, std::string(row->section), problem);
     read_row(reader, *row, {}, settings);

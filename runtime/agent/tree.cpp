@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <boost/json/basic_parser_impl.hpp>
 #include <optional>
+#include <utility>
 
 #include "runtime/base/limits.h"
 
@@ -29,7 +30,7 @@ Error refuse(ErrorCode code, std::string_view source, uint32_t line, std::string
 }
 
 void sort_keys(Node& node) {
-    std::sort(node.table.begin(), node.table.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::sort(node.table.begin(), node.table.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
 }
 
 // --- TOML -------------------------------------------------------------------------------------------------------
@@ -103,9 +104,9 @@ Node from_toml_table(const toml::table& from) {
     Node node;
     node.kind = Node::Kind::table;
     for (const auto& [key, value] : from) {
-        node.table.emplace_back(std::string(key.str()), from_toml(value));
+        node.table.push_back({std::string(key.str()), from_toml(value)});
         // The key's line, not the value's: a text of many lines begins below its key's problem.
-        if (key.source().begin.line != 0) node.table.back().second.line = key.source().begin.line;
+        if (key.source().begin.line != 0) node.table.back().value.line = key.source().begin.line;
     }
     sort_keys(node);
     return node;
@@ -171,7 +172,7 @@ struct JsonHandler {
         } else if (stack.back().kind == Node::Kind::list) {
             stack.back().list.push_back(std::move(node));
         } else {
-            stack.back().table.emplace_back(std::move(keys.back()), std::move(node));
+            stack.back().table.push_back({std::move(keys.back()), std::move(node)});
             keys.pop_back();
         }
         return true;
@@ -185,11 +186,11 @@ struct JsonHandler {
         Node node = std::move(stack.back());
         stack.pop_back();
         sort_keys(node);
-        const auto same = [](const auto& a, const auto& b) { return a.first == b.first; };
+        const auto same = [](const auto& a, const auto& b) { return a.key == b.key; };
         const auto twice = std::adjacent_find(node.table.begin(), node.table.end(), same);
         if (twice != node.table.end() && !repeated_key) {
             repeated_key = true;
-            piece = twice->first;
+            piece = twice->key;
         }
         put(std::move(node));
         return true;
@@ -292,6 +293,13 @@ bool is_utf8(std::string_view text) {
 }
 
 }  // namespace
+
+Node::Node() = default;
+Node::Node(const Node& other) = default;
+Node::Node(Node&& other) noexcept = default;
+Node& Node::operator=(const Node& other) = default;
+Node& Node::operator=(Node&& other) noexcept = default;
+Node::~Node() = default;
 
 const Node* Node::find(std::string_view key) const {
     for (const auto& [name, value] : table)

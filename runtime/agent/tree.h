@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "runtime/base/result.h"
@@ -16,6 +15,8 @@
 namespace mainstay {
 
 enum class Syntax : uint8_t { toml, json };
+
+struct Member;
 
 struct Node {
     enum class Kind : uint8_t { null, boolean, integer, real, text, list, table };
@@ -25,11 +26,25 @@ struct Node {
     double real = 0;
     std::string text;
     std::vector<Node> list;
-    std::vector<std::pair<std::string, Node>> table;  // keys are unique, in order of their text
-    uint32_t line = 0;                                // from 1; 0: the syntax has no lines
+    std::vector<Member> table;  // keys are unique, in order of their text
+    uint32_t line = 0;          // from 1; 0: the syntax has no lines
+
+    // Out of line, where a Member is complete.
+    Node();
+    Node(const Node& other);
+    Node(Node&& other) noexcept;
+    Node& operator=(const Node& other);
+    Node& operator=(Node&& other) noexcept;
+    ~Node();
 
     /// Null if the table has no such key, or this is no table.
     const Node* find(std::string_view key) const;
+};
+
+/// One entry of a table.
+struct Member {
+    std::string key;
+    Node value;
 };
 
 /// "true", "number", "text" ...: what a person would call it.

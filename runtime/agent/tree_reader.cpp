@@ -182,13 +182,13 @@ void TableReader::not_yet(std::string_view key, std::string_view instead) {
 void TableReader::finish() {
     if (problem_.any()) return;
     // The first in the text, where lines are known: what a person meets first.
-    const std::pair<std::string, Node>* first = nullptr;
+    const Member* first = nullptr;
     for (const auto& entry : node_.table)
-        if (!asked_.contains(entry.first) && (!first || entry.second.line < first->second.line)) first = &entry;
+        if (!asked_.contains(entry.key) && (!first || entry.value.line < first->value.line)) first = &entry;
     if (!first) return;
     std::string known;
     for (const auto& key : asked_) known += (known.empty() ? "" : ", ") + key;
-    problem_.report(ErrorCode::unknown_field, first->second, path_of(first->first),
+    problem_.report(ErrorCode::unknown_field, first->value, path_of(first->key),
                     "unknown key (known here: " + known + ")");
 }
 
