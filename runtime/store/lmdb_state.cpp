@@ -1,6 +1,7 @@
 #include "runtime/store/lmdb_state.h"
 
 #include <lmdb.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -17,7 +18,12 @@ constexpr size_t frame_header_bytes = 8;
 constexpr unsigned readers_max = 512;
 constexpr size_t pooled_readers_max = 64;
 constexpr size_t scan_chunk_rows = 128;
-constexpr size_t value_bytes_max = 0x0fffffff;  // the upper four bits of the length are kept for encodings to come
+constexpr size_t value_bytes_max = 0x0fffffff;  // the upper four bits of the length are the encoding
+constexpr uint32_t encoding_shift = 28, encoding_plain = 0, encoding_zstd = 1;
+constexpr size_t compress_bytes_min = 256;
+constexpr int zstd_level = 1;
+// Rows of which exactly two fit a page (16 bytes of header; 10 per node).
+constexpr size_t page_room = 4096 - 16, node_overhead = 10;
 
 MDB_val as_val(std::string_view bytes) { return {bytes.size(), const_cast<char*>(bytes.data())}; }
 std::string_view as_view(const MDB_val& val) { return {static_cast<const char*>(val.mv_data), val.mv_size}; }
@@ -30,22 +36,50 @@ std::string_view table_name(Table table) { return table_names[static_cast<size_t
 
 std::string frame_value(std::string_view key, std::string_view value) {
     INVARIANT(value.size() <= value_bytes_max, "a row's value fits its frame");
-    std::string out((frame_header_bytes + value.size() + 7) / 8 * 8, '\0');
-    const auto length = static_cast<uint32_t>(value.size());
+    std::string out;
+    auto length = static_cast<uint32_t>(value.size());
+    if (value.size() >= compress_bytes_min) {
+        // One context per thread: making one costs more than compressing a turn.
+        thread_local const std::unique_ptr<ZSTD_CCtx, decltype(&ZSTD_freeCCtx)> context(ZSTD_createCCtx(),
+                                                                                        ZSTD_freeCCtx);
+        out.resize(frame_header_bytes + ZSTD_compressBound(value.size()) + 7);
+        const size_t packed =
+            ZSTD_compressCCtx(context.get(), out.data() + frame_header_bytes, out.size() - frame_header_bytes,
+                              value.data(), value.size(), zstd_level);
+        if (!ZSTD_isError(packed) && packed + packed / 8 < value.size())
+            length = static_cast<uint32_t>(packed) | encoding_zstd << encoding_shift;
+    }
+    const size_t stored = length & value_bytes_max;
+    out.resize(frame_header_bytes + (stored + 7) / 8 * 8);
+    if (length >> encoding_shift == encoding_plain && !value.empty())
+        std::memcpy(out.data() + frame_header_bytes, value.data(), value.size());
+    std::memset(out.data() + frame_header_bytes + stored, 0, out.size() - frame_header_bytes - stored);
     std::memcpy(out.data() + 4, &length, sizeof length);
-    if (!value.empty()) std::memcpy(out.data() + frame_header_bytes, value.data(), value.size());
     const uint32_t crc = frame_crc(key, out);
     std::memcpy(out.data(), &crc, sizeof crc);
     return out;
 }
 
-std::optional<std::string_view> unframe_value(std::string_view key, std::string_view framed) {
+std::optional<std::string> unframe_value(std::string_view key, std::string_view framed) {
     if (framed.size() < frame_header_bytes) return std::nullopt;
     uint32_t crc, length;
     std::memcpy(&crc, framed.data(), sizeof crc);
     std::memcpy(&length, framed.data() + 4, sizeof length);
-    if (length > framed.size() - frame_header_bytes || crc != frame_crc(key, framed)) return std::nullopt;
-    return framed.substr(frame_header_bytes, length);
+    const size_t stored = length & value_bytes_max;
+    if (stored > framed.size() - frame_header_bytes || crc != frame_crc(key, framed)) return std::nullopt;
+    const std::string_view value = framed.substr(frame_header_bytes, stored);
+    switch (length >> encoding_shift) {
+        case encoding_plain: return std::string(value);
+        case encoding_zstd: break;
+        default: return std::nullopt;
+    }
+    const uint64_t bytes = ZSTD_getFrameContentSize(value.data(), value.size());
+    if (bytes > value_bytes_max) return std::nullopt;  // also its two error values
+    thread_local const std::unique_ptr<ZSTD_DCtx, decltype(&ZSTD_freeDCtx)> context(ZSTD_createDCtx(), ZSTD_freeDCtx);
+    std::string out(bytes, '\0');
+    const size_t got = ZSTD_decompressDCtx(context.get(), out.data(), out.size(), value.data(), value.size());
+    if (ZSTD_isError(got) || got != bytes) return std::nullopt;
+    return out;
 }
 
 /// A read transaction from the pool; the environment cannot be reopened while one lives.
@@ -176,9 +210,9 @@ Result<std::optional<std::string>> LmdbState::get(Table table, std::string_view 
     const int code = mdb_get(reader.txn(), tables_[static_cast<size_t>(table)], &k, &v);
     if (code == MDB_NOTFOUND) return std::optional<std::string>();
     if (code != 0) return {ErrorCode::state_damaged, name_of(table, key) + ": " + mdb_strerror(code), ""};
-    const auto value = unframe_value(key, as_view(v));
+    auto value = unframe_value(key, as_view(v));
     if (!value) return {ErrorCode::state_damaged, name_of(table, key) + ": the checksum does not hold", ""};
-    return std::optional<std::string>(*value);
+    return std::optional<std::string>(std::move(*value));
 }
 
 Result<void> LmdbState::scan(Table table, std::string_view prefix, std::string_view from, size_t limit,
@@ -206,13 +240,13 @@ Result<void> LmdbState::scan(Table table, std::string_view prefix, std::string_v
                     code = MDB_NOTFOUND;
                     break;
                 }
-                const auto value = unframe_value(row_key, as_view(v));
+                auto value = unframe_value(row_key, as_view(v));
                 if (!value) {
                     Error error{ErrorCode::state_damaged, name_of(table, row_key) + ": the checksum does not hold", ""};
                     mdb_cursor_close(cursor);
                     return error;
                 }
-                rows.emplace_back(row_key, *value);
+                rows.emplace_back(row_key, std::move(*value));
             }
             mdb_cursor_close(cursor);
             if (code != 0 && code != MDB_NOTFOUND) return failed("scanning", code);
@@ -266,7 +300,7 @@ Result<void> LmdbState::apply(std::vector<RowOp>& rows) {
     return {};
 }
 
-Result<bool> LmdbState::write(MDB_txn* txn, std::vector<RowOp>& rows) {
+Result<void> LmdbState::write(MDB_txn* txn, std::vector<RowOp>& rows) {
     // Sorted, so that neighbours are written together and LMDB fills its pages from left to right.
     std::stable_sort(rows.begin(), rows.end(), [](const RowOp& a, const RowOp& b) {
         if (a.table != b.table) return a.table < b.table;
@@ -274,17 +308,32 @@ Result<bool> LmdbState::write(MDB_txn* txn, std::vector<RowOp>& rows) {
         return a.key < b.key;
     });
     std::array<MDB_cursor*, table_count> cursors{};
-    const auto close = [&] {
-        for (MDB_cursor* cursor : cursors)
-            if (cursor) mdb_cursor_close(cursor);
+    struct Late {
+        const RowOp* row;
+        std::string framed;
     };
+    std::vector<Late> late;
+    bool hold_back = false;
     int code = 0;
+    const auto put = [&](const RowOp& row, const std::string& framed) {
+        MDB_val k = as_val(row.key), v = as_val(framed);
+        code = mdb_cursor_put(cursors[static_cast<size_t>(row.table)], &k, &v, 0);
+    };
+    // When a row goes behind the last one of a full page, LMDB moves that last one along to the new page. Where two
+    // rows fill a page, ascending order would so leave one in each. Every second row therefore comes later, between
+    // its neighbours, into the half that was left.
+    const auto put_late = [&] {
+        for (size_t i = 0; i < late.size() && code == 0; ++i) put(*late[i].row, late[i].framed);
+        late.clear();
+        hold_back = false;
+    };
     for (size_t i = 0; i < rows.size() && code == 0; ++i) {
         const RowOp& row = rows[i];
         INVARIANT(row.key.size() % 8 == 0 && row.key.size() <= 511, "row keys are multiples of 8, at most 511 bytes");
         MDB_cursor*& cursor = cursors[static_cast<size_t>(row.table)];
         if (!cursor) code = mdb_cursor_open(txn, tables_[static_cast<size_t>(row.table)], &cursor);
         if (code != 0) break;
+        if (!late.empty() && late.back().row->table != row.table) put_late();
         MDB_val k = as_val(row.key), v;
         if (row.prefix) {
             INVARIANT(!row.value, "a prefix is only ever deleted");
@@ -300,18 +349,27 @@ Result<bool> LmdbState::write(MDB_txn* txn, std::vector<RowOp>& rows) {
         }
         if (i + 1 < rows.size() && rows[i + 1].table == row.table && !rows[i + 1].prefix && rows[i + 1].key == row.key)
             continue;  // the last one counts
-        if (row.value) {
-            const std::string framed = frame_value(row.key, *row.value);
-            v = as_val(framed);
-            code = mdb_cursor_put(cursor, &k, &v, 0);
-        } else {
+        if (!row.value) {
             code = mdb_cursor_get(cursor, &k, &v, MDB_SET);
             if (code == 0) code = mdb_cursor_del(cursor, 0);
             if (code == MDB_NOTFOUND) code = 0;
+            continue;
         }
+        std::string framed = frame_value(row.key, *row.value);
+        const size_t node = row.key.size() + framed.size() + node_overhead;
+        const bool half_page = node > page_room / 3 && node <= page_room / 2;
+        if (half_page && hold_back) {
+            late.push_back({&row, std::move(framed)});
+            hold_back = false;
+            continue;
+        }
+        hold_back = half_page;
+        if (code == 0) put(row, framed);
     }
-    close();
-    if (code == 0) return true;
+    if (code == 0) put_late();
+    for (MDB_cursor* cursor : cursors)
+        if (cursor) mdb_cursor_close(cursor);
+    if (code == 0) return {};
     if (code != MDB_MAP_FULL) die("writing rows", code);
     return failed("writing rows", code);
 }
