@@ -157,7 +157,13 @@ void append_json(std::string& out, const json::value& value, bool sorted) {
             return;
         }
         case json::kind::uint64: JsonWriter(out).number(value.get_uint64()); return;
-        case json::kind::double_: JsonWriter(out).number(value.get_double()); return;
+        case json::kind::double_:
+            // "1e999" parses as infinity, and only such a number writes it again.
+            if (std::isfinite(value.get_double()))
+                JsonWriter(out).number(value.get_double());
+            else
+                out += value.get_double() < 0 ? "-1e999" : "1e999";
+            return;
         case json::kind::string: JsonWriter(out).string({value.get_string().data(), value.get_string().size()}); return;
         case json::kind::array: {
             char comma = '[';
