@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""openai_device end to end: a fake Chat Completions server that answers, refuses, stalls, breaks off and talks garbage.
+What a user sees must be an answer or a failed turn with a stable code; each failure and retry is in the session's
+events. The server chooses what it does by the first word of the last user message."""
+import http.server
+import json
+import threading
+import time
+
+from harness import Daemon, agent, check, note, run, text_of, wait_until
+
+
+class Upstream:
+    def __init__(self):
+        outer = self
+        self.seen = {}      # user message -> list of (time, request)
+        self.behaviour = {}  # first word -> function(handler, count, request)
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                message = [m for m in request["messages"] if m["role"] == "user"][-1]["content"]
+                with outer.lock:
+                    seen = outer.seen.setdefault(message, [])
+                    seen.append((time.monotonic(), request, dict(self.headers)))
+                    count = len(seen)
+                try:
+                    outer.behaviour[message.split()[0]](self, count, request)
+                except OSError:
+                    pass
+
+            def whole(self, status, body, headers=(), content_type="application/json"):
+                raw = body if isinstance(body, bytes) else body.encode()
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(raw)))
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def begin(self):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.close_connection = True
+
+            def chunk(self, delta, finish=None, usage=None):
+                one = {"id": "c1", "object": "chat.completion.chunk", "model": "fake-1",
+                       "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+                if usage:
+                    one["usage"] = usage
+                self.wfile.write(("data: %s\n\n" % json.dumps(one)).encode())
+                self.wfile.flush()
+
+            def answer(self, text):
+                self.begin()
+                for at in range(0, len(text), 7):
+                    self.chunk({"role": "assistant", "content": text[at:at + 7]})
+                self.chunk({}, "stop", {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18})
+                self.wfile.write(b"data: [DONE]\n\n")
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = "http://127.0.0.1:%d/v1" % self.server.server_address[1]
+
+    def attempts(self, message):
+        with self.lock:
+            return [at for at, _, _ in self.seen.get(message, [])]
+
+
+up = Upstream()
+up.behaviour = {
+    "fine": lambda h, n, r: h.answer("fine, says the upstream: %s" % r["messages"][-1]["content"]),
+    "busy": lambda h, n, r: h.whole(429, '{"error":{"message":"slow down","type":"rate_limit_error","code":null}}',
+                                    [("Retry-After", "1")]) if n == 1 else h.answer("after the wait"),
+    "down": lambda h, n, r: h.whole(500, "oops", content_type="text/plain"),
+    "flaky": lambda h, n, r: h.whole(503, "{}") if n < 3 else h.answer("third time"),
+    "stall": lambda h, n, r: (h.begin(), h.chunk({"role": "assistant", "content": "half "}), up.closing.wait(60)),
+    "stallonce": lambda h, n, r: (h.begin(), h.chunk({"content": "half "}), up.closing.wait(60)) if n == 1
+    else h.answer("whole answer"),
+    "cut": lambda h, n, r: (h.begin(), h.chunk({"role": "assistant", "content": "cut "})),
+    "garbage": lambda h, n, r: h.whole(200, "data: {{{{\n\ndata: \xff\xfe\n\n".encode("latin-1"),
+                                       content_type="text/event-stream"),
+    "html": lambda h, n, r: h.whole(200, "<html>hello</html>", content_type="text/html"),
+    "huge": lambda h, n, r: h.whole(200, b"data: " + b"x" * (3 << 20) + b"\n\n", content_type="text/event-stream"),
+    "key": lambda h, n, r: h.whole(401, '{"error":{"message":"bad key sk-VERYSECRET","code":"invalid_api_key"}}'),
+    "bad": lambda h, n, r: h.whole(400, '{"error":{"message":"no such parameter","code":"bad"}}'),
+    "long": lambda h, n, r: h.whole(400, '{"error":{"message":"maximum context length is 5 tokens",'
+                                         '"code":"context_length_exceeded"}}'),
+    "json": lambda h, n, r: h.whole(200, json.dumps({
+        "id": "x", "object": "chat.completion", "model": "fake-1",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "not streamed"}}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}})),
+    "loose": lambda h, n, r: (h.begin(), h.chunk({"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {
+        "name": "no_such_tool", "arguments": "{not json"}}]}, "tool_calls"), h.wfile.write(b"data: [DONE]\n\n"))
+    if n == 1 else h.answer("recovered from a tool that is not there"),
+}
+
+MODELS = {
+    "up": 'name = "up"\nbase_url = ["%s"]\nupstream_model = "fake-1"\ncontext_window = 100000\napi_key = { env = "FAKE_KEY" }\n' % up.url,
+    "nowhere": 'name = "nowhere"\nbase_url = ["http://127.0.0.1:9/v1"]\ncontext_window = 1000\n',
+}
+RETRY = '[retry]\nmax_attempts = 3\nbackoff = "20ms..80ms"\n'
+AGENTS = {"up": agent("up", "up", extra='instructions = "Be kind."\n' + RETRY),
+          "nowhere": agent("nowhere", "nowhere", extra=RETRY)}
+
+
+def start():
+    daemon = Daemon(AGENTS, MODELS, {"FAKE_KEY": "sk-VERYSECRET", "MAINSTAY_LIMITS__UPSTREAM_STALL": "1s"})
+    daemon.start()
+    return daemon
+
+
+def names(daemon, turn):
+    session = turn["conversation"]["id"] if turn.get("conversation") else None
+    return [(event["name"], event["event"]) for event in daemon.events(session)]
+
+
+def ask(daemon, message, model="up"):
+    conversation = daemon.conversation()
+    turn = daemon.turn(model, message, conversation)
+    return turn, [(event["name"], json.dumps(event["event"])) for event in daemon.events(conversation)], conversation
+
+
+def answers_and_requests():
+    """A streamed and an unstreamed answer arrive; the request carries key, instructions, history and model name."""
+    daemon = start()
+    conversation = daemon.conversation()
+    turn = daemon.turn("up", "fine one", conversation)
+    check(text_of(turn) == "fine, says the upstream: fine one", "the text arrives", turn["output"])
+    check(turn["usage"]["input_tokens"] == 11 and turn["usage"]["output_tokens"] == 7, "usage arrives", turn["usage"])
+    check("simulated" not in turn["usage"], "a real upstream is not labelled simulated")
+    daemon.turn("up", "fine two", conversation)
+    _, request, headers = up.seen["fine two"][0]
+    check(headers.get("Authorization") == "Bearer sk-VERYSECRET", "the key is sent", headers)
+    check(request["model"] == "fake-1" and request["stream"] is True, "model name and stream", request)
+    roles = [(m["role"], m["content"]) for m in request["messages"]]
+    check(roles == [("system", "Be kind."), ("user", "fine one"), ("assistant", "fine, says the upstream: fine one"),
+                    ("user", "fine two")], "instructions and history", roles)
+    deltas = [e["delta"] for n, e in daemon.stream({"model": "up", "input": "fine three"}) if n == "response.output_text.delta"]
+    check(len(deltas) > 2 and "".join(deltas) == "fine, says the upstream: fine three", "deltas pass through", deltas)
+    turn, _, _ = ask(daemon, "json please")
+    check(text_of(turn) == "not streamed", "an answer that is not streamed is taken", turn)
+    check("sk-VERYSECRET" not in daemon.log(), "the key is in no log")
+    check(daemon.stop() == 0, "the daemon stops clean")
+
+
+def retries():
+    """429 with Retry-After is waited for, 503 is tried again, and both are in the session's events."""
+    daemon = start()
+    turn, events, conversation = ask(daemon, "busy now")
+    check(turn["status"] == "completed" and text_of(turn) == "after the wait", "the turn completes", turn)
+    first, second = up.attempts("busy now")
+    check(second - first >= 1.0, "Retry-After was waited for", second - first)
+    flat = [name for name, _ in events]
+    check(any("rate_limited" in text for _, text in events), "the failure is journalled with its class", *events)
+    check(any("Retry" in name or "retry" in name for name in flat), "the retry is journalled", flat)
+    status, out, err = daemon.cli("explain", conversation) if cli_there() else (0, "rate_limited retry", "")
+    check(status == 0 and "rate_limited" in out and "retry" in out.lower(), "mainstay explain shows the retry", out, err)
+    turn, events, _ = ask(daemon, "flaky thing")
+    check(turn["status"] == "completed" and len(up.attempts("flaky thing")) == 3, "the third attempt is the last", turn)
+    turn, _, _ = ask(daemon, "stallonce now")
+    check(turn["status"] == "completed" and text_of(turn) == "whole answer", "a stall is tried again", turn)
+    check("half" not in json.dumps([m for m in turn["output"] if m["status"] == "completed"]),
+          "half an answer is not part of the final one", turn["output"])
+    check(daemon.stop() == 0, "the daemon stops clean")
+
+
+def cli_there():
+    import os
+    from harness import BIN
+    return os.path.exists(os.path.join(BIN, "mainstay"))
+
+
+def failures():
+    """Each way of failing ends the turn with its stable code, after the attempts that it deserves."""
+    daemon = start()
+    wanted = {  # message: (code, attempts)
+        "down hard": ("model_unavailable", 3),
+        "stall for ever": ("model_timeout", 3),
+        "cut off": ("model_unavailable", 3),
+        "garbage in": ("model_protocol_error", 3),
+        "html page": ("model_protocol_error", 3),
+        "huge line": ("model_protocol_error", 3),
+        "key wrong": ("model_auth_failed", 1),
+        "bad request": ("model_rejected_request", 1),
+        "long prompt": ("context_overflow", 1),
+    }
+    for message, (code, attempts) in wanted.items():
+        turn, events, conversation = ask(daemon, message)
+        check(turn["status"] == "failed" and turn["error"]["code"] == code, "'%s' ends with %s" % (message, code),
+              turn["status"], turn["error"])
+        check(len(up.attempts(message)) == attempts, "'%s' has %d attempts" % (message, attempts),
+              len(up.attempts(message)))
+        check("sk-VERYSECRET" not in json.dumps(turn) + json.dumps(events), "no key in an error", turn["error"])
+        after = daemon.turn("up", "fine after " + message, conversation)
+        check(after["status"] == "completed", "the session goes on after '%s'" % message, after)
+        note("%s: %s after %d attempts" % (message, code, attempts))
+    turn, _, _ = ask(daemon, "x", "nowhere")
+    check(turn["status"] == "failed" and turn["error"]["code"] == "model_unavailable", "nobody there", turn["error"])
+    turn, _, _ = ask(daemon, "loose call")
+    check(turn["status"] == "completed" and "recovered" in text_of(turn), "a tool that is not there is told to the model",
+          turn)
+    streamed = list(daemon.stream({"model": "up", "input": "down again"}))
+    check(streamed[-1][0] == "response.failed" and streamed[-1][1]["response"]["error"]["code"] == "model_unavailable",
+          "a stream ends with response.failed", streamed[-1])
+    check(daemon.stop() == 0, "the daemon stops clean")
+
+
+def cancel_reaches_upstream():
+    """A cancelled turn lets go of its upstream at once."""
+    daemon = start()
+    daemon.stop()
+    daemon.env["MAINSTAY_LIMITS__UPSTREAM_STALL"] = "60s"
+    daemon.start()
+    turn = daemon.turn("up", "stall and cancel", background=True)
+    wait_until("the upstream to be asked", lambda: up.attempts("stall and cancel"))
+    gone = daemon.call("POST", "/v1/responses/%s/cancel" % turn["id"])
+    check(gone["status"] == "cancelled", "cancelled", gone)
+    check(daemon.stop() == 0, "the daemon stops clean, without waiting for the upstream")
+
+
+if __name__ == "__main__":
+    try:
+        run(answers_and_requests, retries, failures, cancel_reaches_upstream)
+    finally:
+        up.closing.set()
