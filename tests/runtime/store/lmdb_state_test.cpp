@@ -134,7 +134,7 @@ TEST_CASE("state: what a one-turn session of 1.5 KB takes, as text and as incomp
         const double per_page = static_cast<double>(turns.entries) / static_cast<double>(turns.leaf_pages);
         const size_t live = (turns.leaf_pages + turns.branch_pages + heads.leaf_pages + heads.branch_pages) *
                             turns.page_bytes / (batches * per_batch);
-        MESSAGE((text ? "text: " : "incompressible: ")
+        MESSAGE(std::string(text ? "text: " : "incompressible: ")
                 << per_page << " turns and "
                 << static_cast<double>(heads.entries) / static_cast<double>(heads.leaf_pages)
                 << " heads per leaf page, " << live << " bytes of live pages per session, file "
