@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from harness import ROOT, BUILTIN, Daemon, FakeUpstream, agent, check, error_codes, ledger_tools, note, run, scripted, wait_until
+from harness import BUILTIN, Daemon, agent, check, error_codes, note, run, scripted, wait_until
 
 
 def raw(daemon, data, timeout=20.0, slow=None):
@@ -269,7 +269,6 @@ def slow_and_many():
 
 def turns_that_misbehave():
     """A model that never stops, oversize results and unknown tools end in typed outcomes."""
-    big = FakeUpstream(lambda request: ("", [("lookup", {"name": "x" * 200_000})]))
     daemon = Daemon({}, {
         "loop": scripted("loop", {"call_tool": "builtin/echo", "call_arguments": '{"text":"again"}'}),
         "unknown": scripted("unknown", {"call_tool": "nowhere/nothing", "call_arguments": "{}"}, {"text": "so be it"}),
@@ -310,7 +309,6 @@ def turns_that_misbehave():
     check(grown < 160 * 1024, "memory stays bounded", grown)
     check(daemon.turn("unknown", "still there")["status"] == "completed", "the daemon still serves")
     check(daemon.stop() == 0, "the daemon stops clean")
-    big.close()
 
 
 FLOOD = """

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import time
 
 from harness import (BIN, BUILTIN, Daemon, agent, check, ledger_tools, note, read_lines, run, scripted, wait_until)
 

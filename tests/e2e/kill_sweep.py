@@ -54,6 +54,8 @@ MODELS = {
                       {"text": "money done {input}"}),
     "nap": scripted("nap", {"call_tool": "builtin/clock_sleep", "call_arguments": '{"seconds":0.15}'},
                     {"text": "nap done {input}"}),
+    "slowpay": scripted("slowpay", {"call_tool": "ledger/pay", "call_arguments": '{"amount":{input},"delay_ms":1000}'},
+                        {"text": "slowpay done {input}"}),
     "bulk": scripted("bulk", {"text_bytes": 1000_000}),
     "many": 'name = "many"\nbase_url = ["%s"]\ncontext_window = 100000\n' % upstream.url,
 }
@@ -119,7 +121,7 @@ class Bench:
         self.daemon = Daemon({}, MODELS, {"MAINSTAY_SESSION__COMMIT": mode, **(env or {})}, program)
         self.ledger = os.path.join(self.daemon.folder, "ledger")
         tools = {"talk": [BUILTIN], "memo": [BUILTIN], "money": [ledger_tools(self.ledger)], "nap": [BUILTIN],
-                 "many": [BUILTIN, ledger_tools(self.ledger)], "bulk": []}
+                 "many": [BUILTIN, ledger_tools(self.ledger)], "slowpay": [ledger_tools(self.ledger)], "bulk": []}
         folder = self.daemon.env["MAINSTAY_AGENTS__DIRECTORY"]
         for name, toolsets in tools.items():
             with open(os.path.join(folder, name + ".toml"), "w") as file:
@@ -266,9 +268,8 @@ class Bench:
         begun = read_lines(self.ledger + ".started")
         for talk in talks:
             for turn in talk.turns:
-                if turn.kind not in ("money", "many"):
-                    continue
-                for tool in ("pay", "charge_idempotent"):
+                tools = {"money": ["pay", "charge_idempotent"], "many": ["pay", "charge_idempotent"], "slowpay": ["pay"]}
+                for tool in tools.get(turn.kind, []):
                     mine = [line for line in ran if line["tool"] == tool and line["arguments"]["amount"] == turn.amount]
                     tried = [line for line in begun if line["tool"] == tool and line["arguments"]["amount"] == turn.amount]
                     most = 2 if tool == "pay" and turn.amount in self.retried else 1
@@ -332,6 +333,21 @@ def strike(bench, point, visit, talks, stall_ms=0):
     return struck
 
 
+def in_the_middle(bench):
+    """kill -9 while payments are under way: all of them are unknown, and each is closed another way."""
+    talks = [Talk(Turn("slowpay", "background")) for _ in range(3)]
+    bench.daemon.start()
+    bench.workload(talks)
+    amounts = {turn.amount for talk in talks for turn in talk.turns}
+    wait_until("the payments to be under way", lambda: amounts <= {
+        line["arguments"].get("amount") for line in read_lines(bench.ledger + ".started")})
+    bench.daemon.kill()
+    before = bench.unknown
+    bench.recover(talks)
+    check(bench.unknown == before + 3, "each payment that was under way is unknown", bench.unknown - before)
+    bench.daemon.kill()
+
+
 def sweep(mode):
     bench = Bench(mode)
     bench.daemon.start()
@@ -361,6 +377,8 @@ def sweep(mode):
             bench.daemon.kill()
             if options.verbose:
                 note("%s:%d %s, %.1f s" % (point, visit, "struck" if hit else "not reached", time.monotonic() - begun))
+    if not options.only:
+        in_the_middle(bench)
     bench.daemon.start()
     for talk in bench.talks:
         if talk.id:
@@ -372,7 +390,7 @@ def sweep(mode):
     note("%s: %d crashes in %d cases at %d points; %d turns finished without their client, %d keys replayed, %d unknown outcomes resolved"
          % (mode, sum(struck.values()), cases, len(wanted), bench.resumed, bench.replayed, bench.unknown))
     if not options.only:
-        check(bench.unknown >= 1, "an outcome became unknown at least once")
+        check(bench.unknown >= 3, "outcomes became unknown", bench.unknown)
         check(bench.resumed >= 10, "turns were resumed", bench.resumed)
     bench.daemon.discard()
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
 """What an operator relies on: drain, lock, metrics, configuration errors, key file, timers and sleeping sessions."""
-import json
 import os
 import signal
 import stat
@@ -8,7 +7,7 @@ import subprocess
 import threading
 import time
 
-from harness import (BUILTIN, ROOT, Daemon, Failed, Lost, agent, check, note, run, scripted, text_of, wait_until)
+from harness import BUILTIN, ROOT, Daemon, agent, check, note, run, scripted, text_of, wait_until
 
 MODELS = {
     "plain": scripted("plain", {"text": "heard {input}"}),
