@@ -9,6 +9,14 @@
 
 // Header-only and without exceptions, so that a bad file is a value here and not a throw through foreign frames.
 #define TOML_EXCEPTIONS 0
+// Some of its assertions do not hold for bad input ("[!]"), and a file must never end the process: one that fails is
+// thrown as far as parse_toml. Without NDEBUG, under which they would become assumptions of the optimiser.
+struct TomlAssertionFailed {};
+#undef NDEBUG
+#define TOML_ASSERT(condition)                         \
+    do {                                               \
+        if (!(condition)) throw TomlAssertionFailed{}; \
+    } while (false)
 #undef TOML_SHARED_LIB  // Debian's package sets both
 #undef TOML_HEADER_ONLY
 #define TOML_HEADER_ONLY 1
@@ -136,7 +144,7 @@ Node from_toml(const toml::node& from) {
     return node;
 }
 
-Result<Node> parse_toml(std::string_view text, std::string_view source) {
+Result<Node> parse_checked_toml(std::string_view text, std::string_view source) {
     if (const uint32_t line = DottedKeyScan(text).line_of_deep_key())
         return refuse(ErrorCode::json_too_deep, source, line,
                       "a key has more than " + std::to_string(key_segments_max) + " segments");
@@ -147,6 +155,15 @@ Result<Node> parse_toml(std::string_view text, std::string_view source) {
                       "malformed TOML: " + std::string(problem.description()));
     }
     return from_toml_table(parsed.table());
+}
+
+Result<Node> parse_toml(std::string_view text, std::string_view source) {
+    try {
+        return parse_checked_toml(text, source);
+    } catch (const TomlAssertionFailed&) {
+        return refuse(ErrorCode::invalid_request, source, 0,
+                      "malformed TOML: a character stands where none like it may, such as in [!]");
+    }
 }
 
 // --- JSON -------------------------------------------------------------------------------------------------------

@@ -221,6 +221,8 @@ TEST_CASE("agent file: wrong values are refused, naming bound and place") {
 TEST_CASE("agent file: malformed text is an error with its line, never a crash") {
     CHECK(error_of("name = \n").message.starts_with("a.toml:1: malformed TOML"));
     CHECK(error_of(head + "name = \"b\"\n").message.starts_with("a.toml:3: malformed TOML"));
+    for (const auto* text : {"[!]", "[[!]]", "[", "[[", "[a", "a.!=1", "[a.]", "a = {!}", "\"", "= 1", "[ ]"})
+        CHECK(error_of(text).message.find("malformed TOML") != std::string::npos);
     CHECK(error_of("\xff").code == ErrorCode::invalid_utf8);
     CHECK(error_of("x = \"\xed\xa0\x80\"").code == ErrorCode::invalid_utf8);
     CHECK(error_of(std::string(limits::agent_file_bytes_max + 1, ' ')).code == ErrorCode::body_too_large);
