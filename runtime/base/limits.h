@@ -41,6 +41,7 @@ constexpr size_t model_text_bytes_max = 1024 * 1024;      // of one model step
 constexpr size_t model_step_bytes_max = 6 * 1024 * 1024;  // text, names and arguments of one step, answers of builtins
 constexpr size_t name_bytes_max = 512;                    // of a call id, tool, server label, model, finish reason
 constexpr size_t turn_bytes_max = 64 * 1024 * 1024;       // texts of one turn; beyond, no further step
+constexpr size_t withheld_items_max = 1024;               // partial texts of failed steps that one turn keeps
 constexpr size_t reason_bytes_max = 4 * 1024;             // of a message or reason that an event keeps
 constexpr size_t history_window_bytes = 128 * 1024;       // settled history kept in memory for prompts (config)
 constexpr size_t memory_entries_max = 256;                // builtin memory of one session

@@ -122,9 +122,10 @@ void Decider::decide(const ModelStepFailed& failed) {
         failed.attempt != turn->model.attempt)
         return;
     begin(*turn);
+    const bool keeps = turn->turn.withheld.size() < limits::withheld_items_max;
     emit(StepFailed{failed.step, false, failed.error_class, std::string(error_name(failed.code)),
                     clip(failed.message, limits::reason_bytes_max),
-                    clip(failed.partial_text, limits::model_text_bytes_max)});
+                    keeps ? clip(failed.partial_text, limits::model_text_bytes_max) : std::string()});
 }
 
 void Decider::decide(const RetryVerdict& verdict) {

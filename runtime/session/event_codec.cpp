@@ -293,7 +293,7 @@ SessionCreated read(wire::Event::Created::Reader in) {
     e.tenant = TenantId{in.getTenant()};
     e.principal = text_of(in.getPrincipal());
     e.parent = wire::session_of(in.getParentFamily(), in.getParentSession());
-    e.parent_turn = TurnNo{in.getParentTurn()};
+    if (e.parent.valid()) e.parent_turn = TurnNo{in.getParentTurn()};
     e.metadata = text_of(in.getMetadata());
     e.ephemeral = in.getEphemeral();
     e.conversation = in.getConversation();

@@ -41,17 +41,18 @@ std::string Session::encode_head(const std::vector<RawBatch>& open_batches) cons
         out.setSequence(sequence_.value);
         out.setDeleted(deleted_);
         out.setChildren(children_);
-        if (deleted_) return;  // a tombstone says no more than that
-        out.setCreatedAt(created_at_);
-        out.setUpdatedAt(now_);
-        put_text(created_.principal, [&](auto text) { out.setPrincipal(text); });
-        put_text(created_.metadata, [&](auto text) { out.setMetadata(text); });
-        if (created_.parent.valid()) {
+        const bool fork = created_.parent.valid() && (!deleted_ || children_ != 0);
+        if (fork) {
             out.setParentFamily(created_.parent.family.value);
             out.setParentSession(wire::as_data(wire::session_bytes(created_.parent)));
             out.setParentTurn(created_.parent_turn.value);
             out.setTurnBase(turn_base_.value);
         }
+        if (deleted_) return;  // a tombstone says no more, and the way to the parent only for forks that read past it
+        out.setCreatedAt(created_at_);
+        out.setUpdatedAt(now_);
+        put_text(created_.principal, [&](auto text) { out.setPrincipal(text); });
+        put_text(created_.metadata, [&](auto text) { out.setMetadata(text); });
         out.setEphemeral(created_.ephemeral);
         out.setConversation(created_.conversation);
         out.setTurnsSettled(turns_settled_);

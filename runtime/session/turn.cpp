@@ -11,7 +11,8 @@ namespace {
 
 // Positions are 16 bits wide in an item's id.
 constexpr size_t items_max = std::numeric_limits<uint16_t>::max();
-static_assert(size_t{limits::steps_per_turn_max} * (limits::tool_calls_per_step_max + 1) + limits::input_items_max <
+static_assert(size_t{limits::steps_per_turn_max} * (limits::tool_calls_per_step_max + 1) + limits::input_items_max +
+                      limits::withheld_items_max <
                   items_max,
               "the items of the longest turn must have positions");
 

@@ -210,13 +210,19 @@ TEST_CASE("fold: a deleted session leaves a tombstone, an ephemeral one nothing"
 
 TEST_CASE("fold: the turns of a deleted session stay while forks share them") {
     Rig rig;
-    rig.submit();
+    SubmitInput submit = Rig::input("go on");
+    submit.create->parent = SessionId{FamilyId{1}, 5, 6};
+    rig.run(submit);
     rig.model("shared");
     rig.run(ForkSession{SessionId{FamilyId{1}, 2, 3}, TurnNo{1}});
     rig.run(DeleteSession{});
     const Rows rows = one_by_one(rig.journal);
     CHECK(rows.get(Table::turn, turn_row_key(test_key(), TurnNo{1})));
-    CHECK(Session::decode_head(test_key(), *rows.get(Table::head, session_row_key(test_key())))->deleted());
+    auto tombstone = Session::decode_head(test_key(), *rows.get(Table::head, session_row_key(test_key())));
+    REQUIRE(tombstone.ok());
+    CHECK(tombstone->deleted());
+    CHECK(tombstone->children() == 1);
+    CHECK(tombstone->parent() == SessionId{FamilyId{1}, 5, 6});
 }
 
 TEST_CASE("fold: a long turn is compressed, a short one costs little more than its batches") {

@@ -315,6 +315,18 @@ TEST_CASE("session: a failed model step asks for a verdict, waits for its time a
     CHECK((*window[0])[1]->text == "whole");
 }
 
+TEST_CASE("session: however often a streamed step fails, the turn keeps a bounded number of its parts") {
+    Rig rig;
+    rig.submit();
+    for (size_t i = 0; i < limits::withheld_items_max + 3; ++i) {
+        rig.model_fails("part");
+        rig.verdict(true, rig.now);
+    }
+    CHECK(rig.turn()->withheld.size() == limits::withheld_items_max);
+    rig.model("whole");
+    CHECK(rig.turn()->items.size() == limits::withheld_items_max + 2);
+}
+
 TEST_CASE("session: a retry at once needs no tick") {
     Rig rig;
     rig.submit();
