@@ -48,24 +48,67 @@ class DiskSource final : public SegmentSource {
     std::vector<uint64_t> numbers() override { return numbers_; }
     std::string name(uint64_t number) const override { return (directory_ / segment_name(number)).string(); }
 
+    ~DiskSource() override { stop_ahead(); }
+
     Result<std::string_view> read(uint64_t number, size_t limit) override {
-        int error = 0;
-        auto file = DirectFile::open(directory_ / segment_name(number), false, direct_, error);
-        size_t got = 0;
-        if (file) {
-            buffer_.reserve(limit);
-            error = file->read(buffer_.data(), limit, 0, got);
+        if (ahead_.thread.joinable() && ahead_.number == number && limit > probed_bytes) {
+            ahead_.thread.join();
+            std::swap(buffer_, ahead_.segment);
+        } else {
+            stop_ahead();
+            load(number, limit, *buffer_);
         }
-        if (error != 0)
-            return {ErrorCode::journal_damaged, name(number) + " cannot be read: " + std::strerror(error), ""};
-        return std::string_view(buffer_.data(), got);
+        if (buffer_->error != 0)
+            return {ErrorCode::journal_damaged, name(number) + " cannot be read: " + std::strerror(buffer_->error), ""};
+        // While this segment is checked and indexed the disk gives the next.
+        if (limit > probed_bytes && std::binary_search(numbers_.begin(), numbers_.end(), number + 1))
+            start_ahead(number + 1, limit);
+        return std::string_view(buffer_->bytes.data(), std::min(buffer_->got, limit));
     }
 
   private:
+    static constexpr size_t probed_bytes = 1024 * 1024;  // what is asked for up to here is read at once
+    struct Segment {
+        AlignedBuffer bytes;
+        size_t got = 0;
+        int error = 0;
+    };
+
+    void load(uint64_t number, size_t limit, Segment& into) {
+        into.got = 0;
+        auto file = DirectFile::open(directory_ / segment_name(number), false, direct_, into.error);
+        if (!file) return;
+        into.bytes.reserve(limit);
+        while (into.got < limit && !ahead_.stop.load(std::memory_order_relaxed)) {
+            size_t got = 0;
+            const size_t piece = std::min(limit - into.got, probed_bytes);
+            into.error = file->read(into.bytes.data() + into.got, piece, into.got, got);
+            into.got += got;
+            if (into.error != 0 || got < piece) return;
+        }
+    }
+    void start_ahead(uint64_t number, size_t limit) {
+        ahead_.number = number;
+        ahead_.stop = false;
+        ahead_.thread = std::thread([this, number, limit] { load(number, limit, *ahead_.segment); });
+    }
+    void stop_ahead() {
+        if (!ahead_.thread.joinable()) return;
+        ahead_.stop = true;
+        ahead_.thread.join();
+        ahead_.stop = false;
+    }
+
     const fs::path directory_;
     const std::vector<uint64_t> numbers_;
     const bool direct_;
-    AlignedBuffer buffer_;
+    std::unique_ptr<Segment> buffer_ = std::make_unique<Segment>();
+    struct {
+        uint64_t number = 0;
+        std::unique_ptr<Segment> segment = std::make_unique<Segment>();
+        std::atomic<bool> stop{false};
+        std::thread thread;
+    } ahead_;
 };
 
 }  // namespace
