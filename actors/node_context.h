@@ -1,0 +1,59 @@
+#pragma once
+// What every actor of a node may use, wired by tools/mainstayd and borrowed: all of it outlives the actor system.
+// Store, catalogue, devices and tool host are safe from any thread; nothing here holds state of a session.
+
+#include <atomic>
+#include <caf/actor.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "actors/agent_tools.h"
+#include "runtime/agent/catalogue.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/limits.h"
+#include "runtime/base/metrics.h"
+#include "runtime/base/random.h"
+#include "runtime/inference/text_device.h"
+#include "runtime/store/journal.h"
+#include "runtime/tool/tool.h"
+
+namespace mainstay {
+
+class ModelScheduler;
+
+/// What an operator may move (config/mainstay.toml), as actors need it.
+struct NodeOptions {
+    bool strict =
+        false;  // each step durable before the next begins; else a model step may overlap the commit before it
+    size_t window_bytes = limits::history_window_bytes;
+    size_t sessions_active_max = limits::sessions_active_max;
+    uint32_t passivate_after_ms = limits::passivate_after_ms;
+    uint64_t turn_duration_ms = limits::turn_duration_ms_default;
+    uint16_t shard_count = shard_count_default;
+    bool detached_tools = true;  // tests keep everything on the test scheduler
+};
+
+struct NodeContext {
+    Store& store;
+    Catalogue& catalogue;
+    ModelScheduler& models;
+    ToolHost& tools;
+    const Clock& clock;
+    Random& random;
+    Metrics& metrics;
+    NodeOptions options;
+
+    // Set by the node supervisor when it has spawned them.
+    caf::actor tool_worker, timer, router;
+
+    AgentToolsCache agent_tools;
+    std::atomic<uint64_t> next_request{1};  // names model steps and tool calls in this process
+    std::atomic<bool> draining{false};
+    std::atomic<size_t> sessions_active{0};
+    std::atomic<size_t> sessions_busy{0};  // with a step in flight or an output held
+    /// Set once the open turns found at start have been taken up.
+    std::atomic<bool> resumed{false};
+};
+
+}  // namespace mainstay

@@ -1,0 +1,105 @@
+#include "actors/node_supervisor.h"
+
+#include <spdlog/spdlog.h>
+
+#include <caf/scoped_actor.hpp>
+#include <cstdlib>
+#include <unordered_set>
+
+#include "actors/router.h"
+#include "actors/tenant_supervisor.h"
+#include "actors/timer_actor.h"
+#include "actors/tool_worker.h"
+
+namespace mainstay {
+namespace {
+
+caf::actor tenant_of(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node, TenantId tenant) {
+    auto& slot = self->state.tenants[tenant];
+    if (!slot) {
+        slot = self->spawn<caf::monitored>(tenant_supervisor, node, tenant);
+        self->send(node->router, tenant, slot);
+    }
+    return slot;
+}
+
+/// Sessions that a start takes up: those with an open turn, and those whose last records LMDB does not contain yet.
+std::deque<SessionKey> find_resumable(NodeContext& node) {
+    std::deque<SessionKey> found;
+    std::unordered_set<SessionKey> seen;
+    auto add = [&](const SessionKey& key) {
+        if (seen.insert(key).second) found.push_back(key);
+    };
+    auto scanned = node.store.scan(Table::open, {}, {}, SIZE_MAX, [&](std::string_view key, std::string_view) {
+        if (const auto session = parse_session_row_key(key)) add(*session);
+        return true;
+    });
+    if (!scanned.ok()) spdlog::error("index of open turns: {}", scanned.error().message);
+    for (const auto& key : node.store.sessions_in_tail()) add(key);
+    return found;
+}
+
+void resume_some(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node) {
+    auto& state = self->state;
+    while (!state.to_resume.empty() && state.resuming < limits::resume_parallel_max) {
+        const SessionKey key = state.to_resume.front();
+        state.to_resume.pop_front();
+        ++state.resuming;
+        WakeUp wake;
+        wake.done = [me = caf::actor_cast<caf::actor>(self)] { caf::anon_send(me, listen_atom::value); };
+        self->send(tenant_of(self, node, key.tenant), std::make_shared<Envelope>(Envelope{key, std::move(wake)}));
+    }
+    if (state.to_resume.empty() && state.resuming == 0) node->resumed = true;
+}
+
+}  // namespace
+
+caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node) {
+    node->router = self->spawn<caf::monitored>(router, node, caf::actor_cast<caf::actor>(self));
+    node->timer = self->spawn<caf::monitored>(timer_actor, node);
+    node->tool_worker = self->spawn<caf::monitored>(tool_worker, node);
+    self->set_down_handler([node](caf::down_msg& down) {
+        if (node->draining || down.reason == caf::exit_reason::normal) return;
+        spdlog::critical("a supervising actor died; the node stops and recovers from its journal");
+        std::abort();
+    });
+    return {
+        [self, node](const EnvelopePtr& envelope) {
+            self->send(tenant_of(self, node, envelope->key.tenant), envelope);
+        },
+        [](caf::get_atom) { return caf::ok_atom::value; },
+        [self, node](resume_atom) {
+            self->state.to_resume = find_resumable(*node);
+            if (!self->state.to_resume.empty()) spdlog::info("taking up {} sessions", self->state.to_resume.size());
+            resume_some(self, node);
+        },
+        [self, node](listen_atom) {
+            --self->state.resuming;
+            resume_some(self, node);
+        },
+        [self, node](drain_atom) {
+            for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, drain_atom::value);
+            for (const auto& child : {node->router, node->timer, node->tool_worker})
+                self->send(child, drain_atom::value);
+            self->quit();
+        },
+    };
+}
+
+caf::actor start_node(caf::actor_system& system, NodeContext& node) {
+    auto supervisor = system.spawn(node_supervisor, &node);
+    // The behaviour above has run once the supervisor answers anything.
+    caf::scoped_actor waiting{system};
+    waiting->request(supervisor, caf::infinite, caf::get_atom::value).receive([](caf::ok_atom) {}, [](caf::error&) {});
+    waiting->send(supervisor, resume_atom::value);
+    return supervisor;
+}
+
+void stop_node(caf::actor_system& system, NodeContext& node, const caf::actor& supervisor) {
+    node.draining = true;
+    caf::anon_send(supervisor, drain_atom::value);
+    system.await_all_actors_done();
+    node.router = node.timer = node.tool_worker = {};
+}
+
+}  // namespace mainstay

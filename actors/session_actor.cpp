@@ -1,0 +1,483 @@
+#include "actors/session_actor.h"
+
+#include <caf/send.hpp>
+
+#include "runtime/base/crash_point.h"
+#include "runtime/base/invariant.h"
+#include "runtime/session/fold.h"
+
+namespace mainstay {
+namespace {
+
+/// The store's acknowledgement as a message to the actor that appended.
+class CommitMessage final : public AckTarget {
+  public:
+    explicit CommitMessage(caf::actor session) : session_(std::move(session)) {}
+    void acknowledged(Sequence durable, Sequence committed) override {
+        caf::anon_send(session_, Committed{durable, committed});
+    }
+
+  private:
+    caf::actor session_;
+};
+
+constexpr size_t record_overhead_estimate = 4096;  // later records of the same turn, beyond its input
+
+size_t bytes_of(const std::vector<ItemPtr>& items) {
+    size_t total = 0;
+    for (const auto& item : items) total += item->bytes();
+    return total;
+}
+
+const Error gone_error{ErrorCode::session_not_found, "there is no such session", {}};
+
+}  // namespace
+
+SessionActor::SessionActor(caf::event_based_actor* self, NodeContext& node, SessionKey key, caf::actor supervisor)
+    : self_(self),
+      node_(node),
+      key_(key),
+      supervisor_(std::move(supervisor)),
+      session_(std::make_unique<Session>(key)),
+      history_(node.store, key),
+      ack_target_(std::make_shared<CommitMessage>(caf::actor_cast<caf::actor>(self))) {
+    node_.sessions_active.fetch_add(1);
+}
+
+SessionActor::~SessionActor() {
+    node_.sessions_active.fetch_sub(1);
+    if (counted_busy_) node_.sessions_busy.fetch_sub(1);
+}
+
+// --- activation
+// -----------------------------------------------------------------------------------------------------------
+
+void SessionActor::activate() {
+    last_active_ = node_.clock.now_ms();
+    node_.metrics.session_activated();
+    auto image = node_.store.load(key_);
+    if (!image.ok()) {
+        broken_ = image.error();
+        return;
+    }
+    if (image->head) {
+        auto decoded = Session::decode_head(key_, *image->head);
+        if (!decoded.ok()) {
+            broken_ = decoded.error();
+            return;
+        }
+        *session_ = std::move(*decoded);
+    }
+    session_->set_window_bytes(node_.options.window_bytes);
+    if (session_->exists()) adopt_history();
+    if (broken_) return;
+    for (const auto& record : image->tail) {
+        if (record.first_sequence <= session_->last_sequence()) continue;
+        auto batch = decode_batch(*record.payload);
+        if (!batch.ok()) {
+            broken_ = batch.error();
+            return;
+        }
+        const bool existed = session_->exists();
+        session_->apply(*batch, record.first_sequence);
+        if (!existed && session_->created().parent.valid()) adopt_history();
+        if (broken_) return;
+    }
+    gate_.start_at(last());
+    crash_point("session.activated");
+    // Whatever was in flight when the last incarnation ended has no answer to come.
+    if (session_->open_turn() != nullptr) follow_up(decide(context("system"), Recover{}));
+    drive();
+}
+
+/// What a session shares with those that it was forked from, and the newest turns that its prompts want. Once, when the
+/// session is known to exist: at activation, or when the command that makes it has been applied.
+void SessionActor::adopt_history() {
+    if (auto followed = history_.follow_parents(session_->created()); !followed.ok())
+        broken_ = followed.error();
+    else
+        load_window();
+}
+
+/// The newest settled turns, as far back as the window reaches.
+void SessionActor::load_window() {
+    std::vector<TurnPtr> newest_first;
+    size_t bytes = 0;
+    for (uint32_t no = session_->tip().value; no > 0 && bytes < node_.options.window_bytes; --no) {
+        auto turn = history_.read(TurnNo{no});
+        if (!turn.ok()) {
+            broken_ = turn.error();
+            return;
+        }
+        if (!*turn) break;
+        bytes += bytes_of((*turn)->items);
+        newest_first.push_back(std::move(*turn));
+    }
+    for (auto at = newest_first.rbegin(); at != newest_first.rend(); ++at) session_->load_window(*at);
+}
+
+void SessionActor::count_busy() {
+    const bool busy = model_ || !tools_.empty() || !gate_.empty();
+    if (busy == counted_busy_) return;
+    counted_busy_ = busy;
+    busy ? node_.sessions_busy.fetch_add(1) : node_.sessions_busy.fetch_sub(1);
+}
+
+bool SessionActor::can_sleep() const {
+    if (!gate_.is_committed(last()) || !gate_.empty() || !watch_.empty()) return false;
+    if (model_ || !tools_.empty() || !retries_.empty() || listing_) return false;
+    if (broken_) return true;
+    const auto pending = session_->pending();
+    return !pending.model && pending.tools.empty() && pending.retries.empty();
+}
+
+bool SessionActor::go_to_sleep() {
+    asked_to_sleep_ = false;
+    if (!can_sleep()) return false;
+    // Near wake-ups stay with the timer actor; far ones it finds in the store's due-time index. Checks for idleness go:
+    // one that is left behind would wake the session only to put it to sleep again, for ever.
+    const TimeMs at = broken_ ? 0 : session_->pending().wake_at;
+    if (at != 0 || armed_at_ != 0) self_->send(node_.timer, ArmTimer{key_, at, true});
+    node_.metrics.session_passivated();
+    return true;
+}
+
+void SessionActor::sleep_if_idle(TimeMs now) {
+    const bool crowded = node_.sessions_active.load() > node_.options.sessions_active_max / 4 * 3;
+    const uint32_t after =
+        crowded ? std::min(node_.options.passivate_after_ms, 1000u) : node_.options.passivate_after_ms;
+    if (now < last_active_ + after || asked_to_sleep_ || !can_sleep()) return;
+    asked_to_sleep_ = true;
+    self_->send(supervisor_, sleep_atom::value, key_);
+}
+
+// --- commands
+// -------------------------------------------------------------------------------------------------------------
+
+CommandContext SessionActor::context(const std::string& principal) const {
+    CommandContext made;
+    made.now = node_.clock.now_ms();
+    made.tenant = key_.tenant;
+    made.principal = principal;
+    return made;
+}
+
+Decided SessionActor::decide(CommandContext context, CommandBody body) {
+    auto decided = session_->decide(Command{std::move(context), std::move(body)});
+    if (decided.batch) {
+        Append append;
+        append.session = key_;
+        append.first_sequence = decided.first_sequence;
+        append.event_count = static_cast<uint32_t>(decided.batch->events.size());
+        append.turn = decided.batch->turn;
+        append.payload = encode(*decided.batch);
+        append.target = ack_target_;
+        crash_point("session.before_append");
+        node_.store.append(std::move(append));
+        crash_point("session.after_append");
+    }
+    if (decided.refused) node_.metrics.refused(error_name(decided.refused->code));
+    return decided;
+}
+
+/// Holds the answers of turns that a decision settled until it is committed.
+void SessionActor::follow_up(const Decided& decided) {
+    for (const TurnNo no : decided.settled) {
+        auto turn = session_->turn(no);
+        INVARIANT(turn != nullptr, "a turn that was just settled is still in the window");
+        gate_.hold(last(), [this, turn = std::move(turn)] { answer_settled(turn); });
+    }
+}
+
+void SessionActor::answer_settled(TurnPtr turn) {
+    node_.metrics.turn_settled(to_word(turn->status),
+                               static_cast<double>(turn->settled_at - turn->created_at) / 1000.0);
+    crash_point("session.before_answer");
+    watch_.settle(make_answer(std::move(turn)));
+    crash_point("session.after_answer");
+    // store: false. The answer has left; nobody can ask for it again.
+    if (session_->ephemeral() && session_->exists() && session_->idle()) decide(context("system"), DeleteSession{});
+}
+
+TurnAnswer SessionActor::make_answer(TurnPtr turn) const {
+    TurnAnswer answer;
+    answer.session = key_.session;
+    answer.agent = bound_agent(node_.catalogue, turn->agent, turn->agent_version);
+    answer.conversation = session_->created().conversation;
+    if (!answer.conversation && turn->no.value > 1) {
+        const TurnNo before{turn->no.value - 1};
+        answer.previous = ResponseId{history_.owner_of(before).session, before};
+    }
+    answer.turn = std::move(turn);
+    return answer;
+}
+
+void SessionActor::handle(Envelope& envelope) {
+    if (!std::holds_alternative<WakeUp>(envelope.ask)) last_active_ = node_.clock.now_ms();
+    if (broken_ && !std::holds_alternative<WakeUp>(envelope.ask)) {
+        refuse(envelope.ask, *broken_);
+        return;
+    }
+    std::visit([this](auto& ask) { on(ask); }, envelope.ask);
+}
+
+std::optional<KnownKey> SessionActor::known_key(const KeyHash& key) const {
+    if (session_->find_key(key, node_.clock.now_ms())) return std::nullopt;  // the session knows better
+    auto row = node_.store.read_row(Table::key, key_row_key(key_, key, node_.options.shard_count));
+    if (!row.ok() || !*row) return std::nullopt;
+    auto known = decode_key_row(**row);
+    return known.ok() ? std::optional<KnownKey>(*known) : std::nullopt;
+}
+
+void SessionActor::on(SubmitTurn& ask) {
+    auto fail = [&](const Error& error) {
+        ask.done(Error(error));
+        if (ask.stream) ask.stream->send(StreamFailed{error});
+    };
+    if (auto admitted =
+            node_.store.admit(bytes_of(ask.request.items) + ask.request.options.size() + record_overhead_estimate);
+        !admitted.ok()) {
+        node_.metrics.refused(error_name(admitted.error().code));
+        return fail(admitted.error());
+    }
+    auto ctx = context(ask.request.principal.name);
+    ctx.key = ask.key;
+    ctx.request_digest = ask.request.request_digest;
+    SubmitInput submit;
+    submit.input.items = ask.request.items;
+    submit.input.agent = ask.agent->name;
+    submit.input.agent_version = ask.agent->version;
+    submit.input.principal = ask.request.principal.name;
+    submit.input.limits = {ask.agent->steps_per_turn, ask.agent->tokens_per_turn, node_.options.turn_duration_ms};
+    submit.input.options = ask.request.options;
+    submit.create = ask.create;
+    submit.after_turn = ask.after;
+    if (ask.key) submit.known_key = known_key(*ask.key);
+    const TimeMs deadline = ask.request.timeout_ms ? ctx.now + ask.request.timeout_ms : 0;
+    const bool existed = session_->exists();
+    const auto decided = decide(std::move(ctx), std::move(submit));
+    if (!existed && session_->created().parent.valid()) adopt_history();  // its first prompt is the parent's history
+    if (broken_) return fail(*broken_);
+    if (decided.refused) {
+        if (decided.refused->code == ErrorCode::conflict && ask.after) return fork_and_submit(ask);
+        return fail(*decided.refused);
+    }
+    const TurnNo no = decided.turn;
+    if (decided.repeated) {
+        auto turn = find_turn(no);
+        if (!turn.ok()) return fail(turn.error());
+        if (!*turn) return fail({ErrorCode::response_not_found, "the turn of this idempotency key is gone", {}});
+        if (is_settled((*turn)->status)) {
+            auto answer = make_answer(*turn);
+            answer.repeated = true;
+            gate_.hold(last(), [answer, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done)),
+                                stream = ask.stream] {
+                (*reply)(TurnAnswer(answer));
+                if (stream) {
+                    stream->send(StreamAccepted{answer});
+                    stream->send(StreamEnded{answer});
+                }
+            });
+            return;
+        }
+    }
+    if (ask.stream) {
+        // Readers join when the input is committed: until then there is nothing to be promised. One who joins a turn
+        // under way is told what it has so far; what comes from here on is published behind that.
+        watch_.expect(no);
+        auto so_far = find_turn(no);
+        gate_.hold(last(), [this, no, stream = ask.stream, so_far = so_far.ok() ? *so_far : TurnPtr{}] {
+            watch_.subscribe(no, stream);
+            auto turn = find_turn(no);
+            if (!so_far || !turn.ok() || !*turn) return;
+            stream->send(StreamAccepted{make_answer(*turn)});
+            if (so_far->items.size() > so_far->input_count) {
+                const uint32_t first = so_far->input_count;
+                std::vector<ItemPtr> items(so_far->items.begin() + first, so_far->items.end());
+                const uint32_t step = items.back()->step;
+                stream->send(StreamItems{first, std::move(items), step, 0});
+            }
+            if (model_ && model_->step.turn == no && model_->published > 0)
+                stream->send(StreamDelta{model_->step.step, model_->step.attempt,
+                                         model_->streamed.substr(0, model_->published)});
+        });
+    } else if (ask.request.background) {
+        gate_.hold(last(), [this, no, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done))] {
+            auto turn = find_turn(no);
+            if (turn.ok() && *turn) (*reply)(make_answer(*turn));
+        });
+    } else {
+        watch_.wait(no, std::move(ask.done), deadline, decided.repeated);
+    }
+    follow_up(decided);
+    drive();
+}
+
+/// The parent is older, busy or a conversation's: the turn goes to a fork that shares the history up to the parent.
+void SessionActor::fork_and_submit(SubmitTurn& ask) {
+    auto fail = [&](const Error& error) {
+        ask.done(Error(error));
+        if (ask.stream) ask.stream->send(StreamFailed{error});
+    };
+    auto parent = find_turn(*ask.after);
+    if (!parent.ok()) return fail(parent.error());
+    if (!*parent || *ask.after < history_.first_own())
+        return fail({ErrorCode::previous_response_not_found, "there is no such response", "previous_response_id"});
+    if (!is_settled((*parent)->status))
+        return fail({ErrorCode::conflict, "the previous response is still in progress", "previous_response_id"});
+    const auto decided = decide(context(ask.request.principal.name), ForkSession{ask.fork_child, *ask.after});
+    if (decided.refused) return fail(*decided.refused);
+
+    SessionCreated child;
+    child.tenant = key_.tenant;
+    child.principal = ask.request.principal.name;
+    child.parent = key_.session;
+    child.parent_turn = *ask.after;
+    child.metadata = ask.request.metadata;
+    child.ephemeral = !ask.request.store;
+    auto envelope = std::make_shared<Envelope>(Envelope{{key_.tenant, ask.fork_child}, WakeUp{}});
+    ask.create = std::move(child);
+    ask.after.reset();
+    envelope->ask = std::move(ask);
+    gate_.hold(last(), [this, envelope] { self_->send(supervisor_, envelope); });
+}
+
+void SessionActor::on(CancelTurnOf& ask) {
+    if (ask.turn < history_.first_own() || ask.turn > session_->last_turn())
+        return ask.done(Error{ErrorCode::response_not_found, "there is no such response", {}});
+    const auto decided =
+        decide(context(ask.principal.name), CancelTurn{ask.turn, "cancelled by " + ask.principal.name});
+    if (decided.refused) return ask.done(Error(*decided.refused));
+    follow_up(decided);
+    auto turn = find_turn(ask.turn);
+    if (!turn.ok()) return ask.done(turn.error());
+    gate_.hold(last(), [this, turn = *turn, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done))] {
+        (*reply)(make_answer(turn));
+    });
+    drive();
+}
+
+void SessionActor::on(OpenSession& ask) {
+    if (session_->exists() && ask.key)
+        return gate_.hold(last(), [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] {
+            (*reply)(info());  // the key made this session before
+        });
+    if (auto admitted = node_.store.admit(bytes_of(ask.items) + record_overhead_estimate); !admitted.ok())
+        return ask.done(admitted.error());
+    auto ctx = context(ask.created.principal);
+    ctx.key = ask.key;
+    ctx.request_digest = ask.digest;
+    const auto decided = decide(std::move(ctx), CreateSession{std::move(ask.created), std::move(ask.items)});
+    if (decided.refused) return ask.done(Error(*decided.refused));
+    gate_.hold(last(),
+               [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] { (*reply)(info()); });
+    drive();
+}
+
+void SessionActor::on(ChangeMetadata& ask) {
+    const auto decided = decide(context(ask.principal.name), SetMetadata{std::move(ask.metadata)});
+    if (decided.refused) return ask.done(Error(*decided.refused));
+    gate_.hold(last(),
+               [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] { (*reply)(info()); });
+}
+
+void SessionActor::on(RemoveSession& ask) {
+    if (!session_->exists()) return ask.done(Error(gone_error));
+    auto before = info();
+    const auto decided = decide(context(ask.principal.name), DeleteSession{});
+    if (decided.refused) return ask.done(Error(*decided.refused));
+    gate_.hold(last(), [this, before, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] {
+        watch_.fail_all({ErrorCode::session_not_found, "the session was deleted", {}});
+        (*reply)(SessionInfo(before));
+    });
+    drive();
+}
+
+void SessionActor::on(AppendItems& ask) {
+    if (auto admitted = node_.store.admit(bytes_of(ask.items) + record_overhead_estimate); !admitted.ok())
+        return ask.done(admitted.error());
+    const auto decided = decide(context(ask.principal.name), AddItems{std::move(ask.items)});
+    if (decided.refused) return ask.done(Error(*decided.refused));
+    ItemPage page;
+    if (const auto turn = session_->turn(session_->last_turn()))
+        for (size_t i = 0; i < turn->items.size(); ++i) page.items.push_back({item_id(turn->no, i), turn->items[i]});
+    gate_.hold(last(), [page = std::move(page), reply = std::make_shared<ReplyTo<ItemPage>>(std::move(ask.done))] {
+        (*reply)(ItemPage(page));
+    });
+    drive();
+}
+
+void SessionActor::on(ResolveCall& ask) {
+    const Turn* open = session_->open_turn();
+    const auto turn = ask.call.turn;
+    const auto decided =
+        decide(context(ask.principal.name), ResolveUnknown{turn, ask.call.index, ask.how, std::move(ask.result)});
+    if (decided.refused) return ask.done(Error(*decided.refused));
+    INVARIANT(open != nullptr, "only an open turn has an unknown call");
+    follow_up(decided);
+    auto after = find_turn(turn);
+    if (!after.ok()) return ask.done(after.error());
+    if (watch_.has_stream(turn) && (*after)->items.size() > ask.call.index)
+        gate_.hold(last(), [this, turn, index = ask.call.index, item = (*after)->items[ask.call.index]] {
+            watch_.publish(turn, StreamItemDone{index, item});
+        });
+    gate_.hold(last(), [this, answer = *after, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done))] {
+        (*reply)(make_answer(answer));
+    });
+    drive();
+}
+
+void SessionActor::on(WakeUp& ask) {
+    const TimeMs now = node_.clock.now_ms();
+    if (armed_at_ != 0 && armed_at_ <= now) armed_at_ = 0;
+    if (!broken_) {
+        const auto pending = session_->pending();
+        if (pending.wake_at != 0 && pending.wake_at <= now) follow_up(decide(context("system"), Tick{}));
+        watch_.expire(now, [this](TurnNo turn) {
+            return Error{ErrorCode::request_timeout,
+                         "the turn goes on; read " + to_text(ResponseId{key_.session, turn}) + " for its outcome",
+                         {}};
+        });
+        drive();
+    }
+    sleep_if_idle(now);
+    if (ask.done) ask.done();
+}
+
+// --- the actor
+// ------------------------------------------------------------------------------------------------------------
+
+void SessionActor::committed(const Committed& acknowledged) {
+    gate_.commit(acknowledged.committed);
+    publish_deltas();
+    if (waits_for_commit_) drive();
+    count_busy();
+}
+
+caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeContext* node, SessionKey key,
+                            caf::actor supervisor) {
+    self->state.actor = std::make_unique<SessionActor>(self, *node, key, std::move(supervisor));
+    self->state.actor->activate();
+    auto* actor = self->state.actor.get();
+    return {
+        [actor](const EnvelopePtr& envelope) { actor->handle(*envelope); },
+        [actor](const Committed& acknowledged) { actor->committed(acknowledged); },
+        [actor](const ModelDelta& delta) { actor->model_delta(delta); },
+        [actor](const ModelSettledPtr& settled) { actor->model_settled(*settled); },
+        [actor](const ToolSettledPtr& settled) { actor->tool_settled(*settled); },
+        [actor](const ToolsReadyPtr& ready) { actor->tools_ready(*ready); },
+        [actor](const RetryDecided& decided) { actor->retry_decided(decided); },
+        [actor, self, key](sleep_atom) {
+            // Everything that the supervisor sent before its permission has been handled by now.
+            if (actor->go_to_sleep()) {
+                self->send(caf::actor_cast<caf::actor>(self->current_sender()), gone_atom::value, key);
+                self->quit();
+            } else {
+                self->send(caf::actor_cast<caf::actor>(self->current_sender()), stay_atom::value, key);
+            }
+        },
+        [self](drain_atom) { self->quit(); },
+    };
+}
+
+}  // namespace mainstay

@@ -1,0 +1,155 @@
+// What a session actor answers from its state and its rows. Reads are held by the output gate like every output: nobody
+// sees what might still be lost.
+
+#include <algorithm>
+#include <map>
+
+#include "actors/session_actor.h"
+#include "runtime/session/event_json.h"
+#include "runtime/session/fold.h"
+
+namespace mainstay {
+
+ItemId SessionActor::item_id(TurnNo turn, size_t index) const {
+    return {history_.owner_of(turn).session, turn, static_cast<uint16_t>(index)};
+}
+
+Result<TurnPtr> SessionActor::find_turn(TurnNo turn) const {
+    if (auto here = session_->turn(turn)) return here;
+    return history_.read(turn);
+}
+
+SessionInfo SessionActor::info() const {
+    SessionInfo made;
+    made.id = key_.session;
+    made.created_at = session_->created_at();
+    made.updated_at = last_active_;
+    made.principal = session_->created().principal;
+    made.metadata = session_->metadata();
+    made.turns = session_->tip().value;
+    made.items = session_->item_count();
+    made.usage = session_->usage();
+    made.conversation = session_->created().conversation;
+    made.active = true;
+    made.state = "idle";
+    if (const Turn* open = session_->open_turn()) {
+        made.agent = open->agent;
+        const bool unknown = std::any_of(open->items.begin(), open->items.end(),
+                                         [](const ItemPtr& item) { return item->status == ItemStatus::unknown; });
+        const auto pending = session_->pending();
+        const bool works = pending.model || !pending.tools.empty() || !pending.retries.empty();
+        made.state = unknown ? "unknown_outcome" : works ? "running" : "waiting";
+    }
+    return made;
+}
+
+void SessionActor::on(ReadTurn& ask) {
+    if (ask.turn < history_.first_own() || !session_->exists())
+        return ask.done(Error{ErrorCode::response_not_found, "there is no such response", {}});
+    auto turn = find_turn(ask.turn);
+    if (!turn.ok()) return ask.done(turn.error());
+    if (!*turn || (*turn)->items_only)
+        return ask.done(Error{ErrorCode::response_not_found, "there is no such response", {}});
+    gate_.hold(last(), [this, turn = *turn, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done))] {
+        (*reply)(make_answer(turn));
+    });
+}
+
+void SessionActor::on(ReadInfo& ask) {
+    if (!session_->exists()) return ask.done(Error{ErrorCode::session_not_found, "there is no such session", {}});
+    gate_.hold(last(),
+               [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] { (*reply)(info()); });
+}
+
+void SessionActor::on(ListItems& ask) {
+    if (!session_->exists()) return ask.done(Error{ErrorCode::session_not_found, "there is no such session", {}});
+    const auto& query = ask.query;
+    const size_t limit = std::clamp<size_t>(query.limit, 1, limits::list_page_max);
+    const uint32_t newest = session_->last_turn().value;
+    ItemPage page;
+    // A turn at a time from one end or from the item after which the page begins.
+    uint32_t no = query.ascending ? 1 : newest;
+    if (query.after) no = query.after->turn.value;
+    for (; no >= 1 && no <= newest && !page.has_more; query.ascending ? ++no : --no) {
+        auto turn = find_turn(TurnNo{no});
+        if (!turn.ok()) return ask.done(turn.error());
+        if (!*turn) continue;
+        const size_t count = (*turn)->items.size();
+        for (size_t i = 0; i < count; ++i) {
+            const size_t index = query.ascending ? i : count - 1 - i;
+            if (query.after && query.after->turn.value == no &&
+                (query.ascending ? index <= query.after->index : index >= query.after->index))
+                continue;
+            if (page.items.size() == limit) {
+                page.has_more = true;
+                break;
+            }
+            page.items.push_back({item_id(TurnNo{no}, index), (*turn)->items[index]});
+        }
+    }
+    gate_.hold(last(), [page = std::move(page), reply = std::make_shared<ReplyTo<ItemPage>>(std::move(ask.done))] {
+        (*reply)(ItemPage(page));
+    });
+}
+
+void SessionActor::on(ReadItem& ask) {
+    auto turn = session_->exists() ? find_turn(ask.item.turn) : Result<TurnPtr>(TurnPtr{});
+    if (!turn.ok()) return ask.done(turn.error());
+    if (!*turn || ask.item.index >= (*turn)->items.size() || item_id(ask.item.turn, ask.item.index) != ask.item)
+        return ask.done(Error{ErrorCode::item_not_found, "there is no such item", {}});
+    gate_.hold(last(),
+               [entry = ItemEntry{ask.item, (*turn)->items[ask.item.index]},
+                reply = std::make_shared<ReplyTo<ItemEntry>>(std::move(ask.done))] { (*reply)(ItemEntry(entry)); });
+}
+
+void SessionActor::on(ListEvents& ask) {
+    const size_t limit = std::clamp<size_t>(ask.limit, 1, limits::list_page_max + 1);
+    std::map<uint64_t, EventBatch> batches;  // by first sequence: rows of turns interleave where inputs queued
+    auto add = [&](uint64_t first, EventBatch batch) {
+        if (first + batch.events.size() > ask.after + 1) batches.emplace(first, std::move(batch));
+    };
+    Result<void> failed;
+    const auto prefix = session_row_key(key_, node_.options.shard_count);
+    auto scanned = node_.store.scan(Table::turn, prefix, prefix, SIZE_MAX, [&](std::string_view, std::string_view row) {
+        auto decoded = batches_from_row(row);
+        if (!decoded.ok()) {
+            failed = decoded.error();
+            return false;
+        }
+        for (auto& [first, batch] : *decoded) add(first, std::move(batch));
+        return true;
+    });
+    if (!scanned.ok()) return ask.done(scanned.error());
+    if (!failed.ok()) return ask.done(failed.error());
+    auto image = node_.store.load(key_);
+    if (!image.ok()) return ask.done(image.error());
+    if (image->head) {
+        std::vector<OpenBatchBytes> open;
+        if (auto decoded = Session::decode_head(key_, *image->head, &open); !decoded.ok())
+            return ask.done(decoded.error());
+        for (const auto& raw : open) {
+            auto batch = decode_batch(raw.bytes);
+            if (!batch.ok()) return ask.done(batch.error());
+            add(raw.first_sequence.value, std::move(*batch));
+        }
+    }
+    for (const auto& record : image->tail) {
+        auto batch = decode_batch(*record.payload);
+        if (!batch.ok()) return ask.done(batch.error());
+        add(record.first_sequence.value, std::move(*batch));
+    }
+    std::vector<EventEntry> entries;
+    for (const auto& [first, batch] : batches) {
+        for (size_t i = 0; i < batch.events.size() && entries.size() < limit; ++i) {
+            if (first + i <= ask.after) continue;
+            entries.push_back({first + i, batch.at, batch.turn, std::string(event_name(batch.events[i])),
+                               event_json(batch.events[i], Sequence{first + i}, batch.turn, batch.at)});
+        }
+        if (entries.size() == limit) break;
+    }
+    if (batches.empty() && !session_->exists())
+        return ask.done(Error{ErrorCode::session_not_found, "there is no such session", {}});
+    ask.done(std::move(entries));
+}
+
+}  // namespace mainstay

@@ -1,0 +1,36 @@
+#pragma once
+// Above the sessions of one tenant: wakes them, holds messages while one goes to sleep, restarts one that crashed
+// within a restart intensity and quarantines it beyond, and owns retry (DECISIONS 11): sessions report failed steps,
+// the verdict comes from runtime/policy. Every request of a tenant passes here, so later policy and budgets have one
+// place.
+
+#include <caf/event_based_actor.hpp>
+#include <caf/stateful_actor.hpp>
+#include <unordered_map>
+#include <vector>
+
+#include "actors/messages.h"
+#include "actors/node_context.h"
+#include "runtime/policy/restart.h"
+#include "runtime/policy/retry.h"
+
+namespace mainstay {
+
+struct TenantState {
+    struct Child {
+        caf::actor actor;
+        bool sleeping = false;  // between permission and gone or stay: messages wait here
+        std::vector<EnvelopePtr> held;
+    };
+    std::unordered_map<SessionKey, Child> children;
+    std::unordered_map<caf::actor_id, SessionKey> by_id;
+    std::unordered_map<SessionKey, RestartIntensity> crashes;
+    std::unordered_map<SessionKey, TimeMs> quarantined;  // since
+    QuarantineCount quarantines;
+    RetryBudget retry_budget;
+    const char* name = "tenant_supervisor";
+};
+
+caf::behavior tenant_supervisor(caf::stateful_actor<TenantState>* self, NodeContext* node, TenantId tenant);
+
+}  // namespace mainstay

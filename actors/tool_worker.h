@@ -1,0 +1,14 @@
+#pragma once
+// Runs tool calls whose intents are committed. The builtin `echo` is answered here (it is a real dispatch, so that a
+// benchmark's tool step costs what a tool step costs); all else goes to the tool host. Never retries.
+
+#include <caf/event_based_actor.hpp>
+
+#include "actors/messages.h"
+#include "actors/node_context.h"
+
+namespace mainstay {
+
+caf::behavior tool_worker(caf::event_based_actor* self, NodeContext* node);
+
+}  // namespace mainstay

@@ -1,0 +1,260 @@
+#include "gateway/actor_bridge.h"
+
+#include <caf/send.hpp>
+#include <caf/spawn_options.hpp>
+
+#include "actors/agent_binding.h"
+#include "actors/session_inspector.h"
+#include "runtime/agent/agent_file.h"
+#include "runtime/base/digest.h"
+#include "runtime/session/fold.h"
+
+namespace mainstay {
+namespace {
+
+constexpr TimeMs key_window_ms = limits::idempotency_key_lifetime_ms;
+
+/// An entity's acknowledgement: the catalogue learns of an agent only when it is committed.
+class EntityCommitted final : public AckTarget {
+  public:
+    explicit EntityCommitted(std::function<void()> then) : then_(std::move(then)) {}
+    void acknowledged(Sequence, Sequence) override {
+        if (auto then = std::exchange(then_, nullptr)) then();
+    }
+
+  private:
+    std::function<void()> then_;
+};
+
+}  // namespace
+
+ActorBridge::ActorBridge(caf::actor_system& system, NodeContext& node)
+    : node_(node), inspector_(system.spawn<caf::detached>(session_inspector, &node)) {}
+
+ActorBridge::~ActorBridge() { caf::anon_send(inspector_, drain_atom::value); }
+
+void ActorBridge::send(const SessionKey& key, Ask ask) {
+    caf::anon_send(node_.router, std::make_shared<Envelope>(Envelope{key, std::move(ask)}));
+}
+
+// --- turns
+// ----------------------------------------------------------------------------------------------------------------
+
+/// A key without a conversation must find the session that it made the first time, on any node and after any restart:
+/// the id follows from the key and the day. A retry may come after midnight, so yesterday's id is looked at first.
+SessionId ActorBridge::keyed_session(const Principal& principal, const std::string& key) const {
+    auto of_window = [&](TimeMs window) {
+        const auto scope =
+            "session:" + std::to_string(principal.tenant.value) + ":" + principal.name + ":" + std::to_string(window);
+        const auto first = key_hash(scope, key), second = key_hash(scope + ":family", key);
+        SessionId id;
+        uint64_t family;
+        std::memcpy(&id.high, first.data(), 8);
+        std::memcpy(&id.low, first.data() + 8, 8);
+        std::memcpy(&family, second.data(), 8);
+        // Within the day's range of family ids, so that these sessions too are neighbours of their contemporaries.
+        id.family = FamilyId{((window * key_window_ms) << 22) + family % (key_window_ms << 22)};
+        return id;
+    };
+    const TimeMs now = node_.clock.now_ms();
+    const SessionKey before{principal.tenant, of_window(now / key_window_ms - 1)};
+    const auto hash = key_hash(principal.name, key);
+    auto row = node_.store.read_row(Table::key, key_row_key(before, hash, node_.options.shard_count));
+    if (row.ok() && *row && !key_row_expired(**row, now)) return before.session;
+    if (auto image = node_.store.load(before); image.ok() && !image->tail.empty()) return before.session;
+    return of_window(now / key_window_ms);
+}
+
+Result<SessionKey> ActorBridge::route(TurnRequest& request, SubmitTurn& submit) {
+    if (node_.draining) return {ErrorCode::draining, "the node is shutting down"};
+    submit.agent = bind_agent(node_.catalogue, request.agent);
+    if (!submit.agent)
+        return {ErrorCode::model_not_found,
+                "no agent or model is called '" + request.agent + "'; GET /v1/models lists them", "model"};
+    if (!request.idempotency_key.empty()) submit.key = key_hash(request.principal.name, request.idempotency_key);
+    SessionKey key{request.principal.tenant, {}};
+    if (request.conversation) {
+        key.session = *request.conversation;
+    } else if (request.previous) {
+        key.session = request.previous->session;
+        submit.after = request.previous->turn;
+        // A repeated key must find the fork that it made: its id follows from the key.
+        if (submit.key) {
+            SessionId keyed = keyed_session(request.principal, request.idempotency_key);
+            submit.fork_child = {key.session.family, keyed.high, keyed.low};
+        } else {
+            submit.fork_child = make_fork_id(node_.random, key.session.family);
+        }
+    } else {
+        key.session = submit.key ? keyed_session(request.principal, request.idempotency_key)
+                                 : make_session_id(node_.random, node_.clock.now_ms());
+        SessionCreated created;
+        created.tenant = key.tenant;
+        created.principal = request.principal.name;
+        created.metadata = request.metadata;
+        created.ephemeral = !request.store;
+        submit.create = std::move(created);
+    }
+    submit.request = std::move(request);
+    return key;
+}
+
+void ActorBridge::create_turn(TurnRequest request, Callback<TurnAnswer> done) {
+    SubmitTurn submit;
+    auto key = route(request, submit);
+    if (!key.ok()) return done(key.error());
+    submit.done = ReplyTo<TurnAnswer>(std::move(done));
+    send(*key, std::move(submit));
+}
+
+uint64_t ActorBridge::stream_turn(TurnRequest request, StreamCallback on_event) {
+    auto stream = std::make_shared<Subscription>();
+    stream->on_event = std::move(on_event);
+    uint64_t id;
+    {
+        std::lock_guard lock(mutex_);
+        id = next_subscription_++;
+        std::erase_if(subscriptions_, [](const auto& entry) { return entry.second.expired(); });
+        subscriptions_.emplace(id, stream);
+    }
+    SubmitTurn submit;
+    auto key = route(request, submit);
+    if (!key.ok()) {
+        stream->send(StreamFailed{key.error()});
+        return id;
+    }
+    submit.stream = std::move(stream);
+    send(*key, std::move(submit));
+    return id;
+}
+
+void ActorBridge::unsubscribe(uint64_t subscription) {
+    std::lock_guard lock(mutex_);
+    const auto found = subscriptions_.find(subscription);
+    if (found == subscriptions_.end()) return;
+    if (const auto stream = found->second.lock()) stream->closed = true;
+    subscriptions_.erase(found);
+}
+
+void ActorBridge::read_turn(const Principal& principal, const ResponseId& id, Callback<TurnAnswer> done) {
+    send({principal.tenant, id.session}, ReadTurn{id.turn, ReplyTo<TurnAnswer>(std::move(done))});
+}
+
+void ActorBridge::cancel_turn(const Principal& principal, const ResponseId& id, Callback<TurnAnswer> done) {
+    send({principal.tenant, id.session}, CancelTurnOf{principal, id.turn, ReplyTo<TurnAnswer>(std::move(done))});
+}
+
+// --- sessions
+// -------------------------------------------------------------------------------------------------------------
+
+void ActorBridge::create_session(const Principal& principal, std::string metadata, std::vector<ItemPtr> items,
+                                 std::string idempotency_key, uint64_t request_digest, Callback<SessionInfo> done) {
+    if (node_.draining) return done(Error{ErrorCode::draining, "the node is shutting down", {}});
+    OpenSession open;
+    open.created.tenant = principal.tenant;
+    open.created.principal = principal.name;
+    open.created.metadata = std::move(metadata);
+    open.created.conversation = true;
+    open.items = std::move(items);
+    open.digest = request_digest;
+    open.done = ReplyTo<SessionInfo>(std::move(done));
+    SessionId id;
+    if (idempotency_key.empty()) {
+        id = make_session_id(node_.random, node_.clock.now_ms());
+    } else {
+        open.key = key_hash(principal.name, idempotency_key);
+        id = keyed_session(principal, idempotency_key);
+    }
+    send({principal.tenant, id}, std::move(open));
+}
+
+void ActorBridge::read_session(const Principal& principal, const SessionId& id, Callback<SessionInfo> done) {
+    send({principal.tenant, id}, ReadInfo{ReplyTo<SessionInfo>(std::move(done))});
+}
+
+void ActorBridge::set_metadata(const Principal& principal, const SessionId& id, std::string metadata,
+                               Callback<SessionInfo> done) {
+    send({principal.tenant, id}, ChangeMetadata{principal, std::move(metadata), ReplyTo<SessionInfo>(std::move(done))});
+}
+
+void ActorBridge::delete_session(const Principal& principal, const SessionId& id, Callback<SessionInfo> done) {
+    send({principal.tenant, id}, RemoveSession{principal, ReplyTo<SessionInfo>(std::move(done))});
+}
+
+void ActorBridge::list_sessions(const Principal& principal, std::optional<SessionId> after, size_t limit,
+                                Callback<std::vector<SessionInfo>> done) {
+    caf::anon_send(inspector_, std::make_shared<ListSessions>(ListSessions{
+                                   principal, after, limit, ReplyTo<std::vector<SessionInfo>>(std::move(done))}));
+}
+
+void ActorBridge::list_items(const Principal& principal, const SessionId& id, ItemQuery query,
+                             Callback<ItemPage> done) {
+    send({principal.tenant, id}, ListItems{std::move(query), ReplyTo<ItemPage>(std::move(done))});
+}
+
+void ActorBridge::read_item(const Principal& principal, const SessionId& id, const ItemId& item,
+                            Callback<ItemEntry> done) {
+    send({principal.tenant, id}, ReadItem{item, ReplyTo<ItemEntry>(std::move(done))});
+}
+
+void ActorBridge::add_items(const Principal& principal, const SessionId& id, std::vector<ItemPtr> items,
+                            Callback<ItemPage> done) {
+    send({principal.tenant, id}, AppendItems{principal, std::move(items), ReplyTo<ItemPage>(std::move(done))});
+}
+
+void ActorBridge::list_events(const Principal& principal, const SessionId& id, uint64_t after_sequence, size_t limit,
+                              Callback<std::vector<EventEntry>> done) {
+    send({principal.tenant, id}, ListEvents{after_sequence, limit, ReplyTo<std::vector<EventEntry>>(std::move(done))});
+}
+
+void ActorBridge::resolve_unknown(const Principal& principal, const SessionId& id, const ItemId& call, Resolution how,
+                                  std::string result_json, Callback<TurnAnswer> done) {
+    send({principal.tenant, id},
+         ResolveCall{principal, call, how, std::move(result_json), ReplyTo<TurnAnswer>(std::move(done))});
+}
+
+// --- agents and models
+// ------------------------------------------------------------------------------------------------------
+
+std::vector<AgentPtr> ActorBridge::list_agents(const Principal&) { return node_.catalogue.agents(); }
+std::vector<ModelPtr> ActorBridge::list_models(const Principal&) { return node_.catalogue.models(); }
+
+void ActorBridge::apply_agent(const Principal& principal, std::string text, bool is_toml, bool dry_run,
+                              Callback<Applied> done) {
+    auto parsed = parse_agent(text, is_toml ? Syntax::toml : Syntax::json);
+    if (!parsed.ok()) return done(parsed.error());
+    const AgentPtr agent = *parsed;
+    if (auto checked = node_.catalogue.check(*agent); !checked.ok()) return done(checked.error());
+    const auto before = node_.catalogue.agent(agent->name);
+    Applied applied{agent, !before || before->version != agent->version, difference(before.get(), *agent)};
+    if (dry_run || !applied.changed) return done(std::move(applied));
+    if (auto admitted = node_.store.admit(agent->canonical_json.size()); !admitted.ok()) return done(admitted.error());
+    Append append;
+    append.kind = RecordKind::entity;
+    append.session.tenant = principal.tenant;
+    append.event_count = 1;
+    append.payload = encode_agent_entity(*agent, node_.clock.now_ms(), principal.name);
+    append.target = std::make_shared<EntityCommitted>(
+        [this, agent, applied = std::move(applied), done = std::move(done)]() mutable {
+            node_.catalogue.apply(agent);
+            done(std::move(applied));
+        });
+    node_.store.append(std::move(append));
+}
+
+// --- health
+// -----------------------------------------------------------------------------------------------------------------
+
+std::string ActorBridge::not_ready_because() const {
+    if (node_.draining) return "draining";
+    if (node_.store.stats().read_only) return "storage_full";
+    return {};
+}
+
+std::string ActorBridge::metrics_text() {
+    node_.metrics.set_store(node_.store.stats());
+    node_.metrics.set_sessions_active(node_.sessions_active.load());
+    return node_.metrics.expose();
+}
+
+}  // namespace mainstay
