@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 
-from harness import BIN, Daemon, Failed, Lost, check, note, run, scripted, text_of, wait_until
+from harness import BIN, Daemon, Failed, Lost, check, note, run, scripted, wait_until
 
 MODELS = {"plain": scripted("plain", {"text": "heard {input}"}), "bulk": scripted("bulk", {"text_bytes": 400_000})}
 SHIM = os.environ.get("MAINSTAY_FAILING_DISK") or os.path.join(BIN, "failing_disk.so")
