@@ -87,7 +87,7 @@ class Daemon:
         os.makedirs(self.data, exist_ok=True)
         self.log_path = os.path.join(self.folder, "log")
         self.program = os.path.join(BIN, program)
-        self.config = config or os.environ.get("MAINSTAY_CONFIG") or os.path.join(ROOT, "config", "mainstay.toml")
+        self.config = config or os.path.join(ROOT, "config", "mainstay.toml")
         self.flags = list(flags)
         self.env = dict(env or {})
         for name, files in (("AGENTS", agents), ("MODELS", models)):
@@ -388,6 +388,7 @@ class FakeUpstream:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # daemons that are killed leave their connections
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
         self.url = "http://127.0.0.1:%d/v1" % self.server.server_address[1]

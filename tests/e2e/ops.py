@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 
-from harness import BUILTIN, ROOT, Daemon, agent, check, note, run, scripted, text_of, wait_until
+from harness import BUILTIN, ROOT, Daemon, agent, check, ledger_tools, note, run, scripted, text_of, wait_until
 
 MODELS = {
     "plain": scripted("plain", {"text": "heard {input}"}),
@@ -208,6 +208,37 @@ def sleeping_sessions_wake():
     check(daemon.stop() == 0, "the daemon stops clean")
 
 
+def settings_have_effect():
+    """Steps of a turn, time of a tool call, duration of a turn: the operator's word counts where the agent says nothing."""
+    daemon = Daemon({}, {
+        "loop": scripted("loop", {"call_tool": "builtin/echo", "call_arguments": '{"text":"again"}'}),
+        "dawdle": scripted("dawdle", {"call_tool": "ledger/slow", "call_arguments": '{"ms":60000}'}, {"text": "so be it"}),
+        "endless": scripted("endless", {"text": "never", "delay_ms": 60000}),
+    }, {"MAINSTAY_SESSION__STEPS_PER_TURN": "5", "MAINSTAY_LIMITS__TOOL_CALL_TIMEOUT": "2s",
+        "MAINSTAY_SESSION__TURN_DURATION": "8s"})
+    folder = daemon.env["MAINSTAY_AGENTS__DIRECTORY"]
+    retry = '[retry]\nmax_attempts = 1\n'
+    for file, text in {
+            "loop": agent("loop", "loop", BUILTIN),
+            "longer": agent("longer", "loop", BUILTIN, extra="[budget]\nsteps_per_turn = 9\n"),
+            "dawdle": agent("dawdle", "dawdle", ledger_tools(os.path.join(daemon.folder, "ledger")), extra=retry)}.items():
+        with open(os.path.join(folder, file + ".toml"), "w") as out:
+            out.write(text)
+    daemon.start()
+    short, longer = daemon.turn("loop", "go"), daemon.turn("longer", "go")
+    for turn in (short, longer):
+        reason = (turn["incomplete_details"] or {}).get("reason") or turn["error"]["code"]
+        check(reason == "step_limit_reached", "a runaway ends with its reason", turn)
+    check(len(short["output"]) < len(longer["output"]) < 32, "each at its own bound", len(short["output"]), len(longer["output"]))
+    begun = time.monotonic()
+    turn = daemon.turn("dawdle", "go")
+    check("tool_timeout" in str(turn), "a tool that dawdles is given up on by name", turn)
+    check(time.monotonic() - begun < 7, "after its time", time.monotonic() - begun)
+    turn = daemon.turn("endless", "go")
+    check(turn["status"] == "failed" and turn["error"]["code"] == "turn_deadline_exceeded", "a turn has its time", turn)
+    note("%d and %d items; %s" % (len(short["output"]), len(longer["output"]), turn["error"]["message"]))
+
+
 if __name__ == "__main__":
     run(sigterm_drains, second_daemon_is_refused, metrics_are_clean, configuration_errors, key_file, timers_survive,
-        sleeping_sessions_wake)
+        sleeping_sessions_wake, settings_have_effect)
