@@ -35,11 +35,12 @@ std::vector<ToolDefinition> client_definitions(const std::string& options) {
 
 }  // namespace
 
-AgentToolsPtr make_agent_tools(const AgentSpec& agent, const std::vector<ToolInfo>& infos, const std::string& options) {
+AgentToolsPtr make_agent_tools(const AgentSpec& agent, const std::vector<ToolInfo>& infos, const std::string& options,
+                               uint32_t timeout_ms_default) {
     auto made = std::make_shared<AgentTools>();
     auto definitions = client_definitions(options);
     for (const auto& definition : definitions) made->client_functions.push_back(definition.name);
-    made->exposed = exposed_tools(agent, infos, made->client_functions);
+    made->exposed = exposed_tools(agent, infos, made->client_functions, timeout_ms_default);
     for (const auto& tool : made->exposed) definitions.push_back({tool.name, tool.description, tool.parameters, false});
     made->definitions = std::make_shared<const std::vector<ToolDefinition>>(std::move(definitions));
     return made;
@@ -51,10 +52,24 @@ std::string option_text(const std::string& options, const char* field) {
     return failed || !parsed.is_object() ? std::string() : text_of(parsed.get_object(), field);
 }
 
-AgentToolsPtr AgentToolsCache::builtin_only(const AgentSpec& agent) {
+std::string with_sampling(const std::string& options, std::optional<double> temperature, std::optional<double> top_p) {
+    json::error_code failed;
+    auto parsed = json::parse(options, failed);
+    if (failed || !parsed.is_object()) return options;
+    auto& object = parsed.get_object();
+    auto fill = [&](const char* name, std::optional<double> value) {
+        const auto* present = object.if_contains(name);
+        if (value && (!present || present->is_null())) object[name] = *value;
+    };
+    fill("temperature", temperature);
+    fill("top_p", top_p);
+    return json::serialize(parsed);
+}
+
+AgentToolsPtr AgentToolsCache::builtin_only(const AgentSpec& agent, uint32_t timeout_ms_default) {
     std::lock_guard lock(mutex_);
     auto& entry = by_version_[agent.version];
-    if (!entry) entry = make_agent_tools(agent, {}, {});
+    if (!entry) entry = make_agent_tools(agent, {}, {}, timeout_ms_default);
     return entry;
 }
 

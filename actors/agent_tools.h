@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -23,15 +24,20 @@ struct AgentTools {
 using AgentToolsPtr = std::shared_ptr<const AgentTools>;
 
 /// `options` is the request's JSON: its function tools join the agent's own.
-AgentToolsPtr make_agent_tools(const AgentSpec& agent, const std::vector<ToolInfo>& infos, const std::string& options);
+/// `timeout_ms_default`: of one call, where the toolset says nothing.
+AgentToolsPtr make_agent_tools(const AgentSpec& agent, const std::vector<ToolInfo>& infos, const std::string& options,
+                               uint32_t timeout_ms_default);
 
 /// A string field of a request's options; empty if it is absent, null or of another type.
 std::string option_text(const std::string& options, const char* field);
 
+/// `options` with temperature and top_p where it has none of its own.
+std::string with_sampling(const std::string& options, std::optional<double> temperature, std::optional<double> top_p);
+
 class AgentToolsCache {
   public:
     /// The entry of an agent that needs no tool server, for requests without functions of their own.
-    AgentToolsPtr builtin_only(const AgentSpec& agent);
+    AgentToolsPtr builtin_only(const AgentSpec& agent, uint32_t timeout_ms_default);
 
   private:
     std::mutex mutex_;

@@ -27,11 +27,11 @@ Result<void> HistoryReader::follow_parents(const SessionCreated& created) {
             if (!batch.ok()) return batch.error();
             ancestor.apply(*batch, record.first_sequence);
         }
-        if (!ancestor.exists())
+        // A deleted session keeps the turns that its forks share.
+        if (!ancestor.exists() && !(ancestor.deleted() && ancestor.children() != 0))
             return {ErrorCode::session_not_found, "the session that this one was forked from is gone"};
-        const auto& up = ancestor.created();
-        parent = up.parent;
-        up_to = std::min(up_to, up.parent_turn);
+        parent = ancestor.parent();
+        up_to = std::min(up_to, ancestor.parent_turn());
     }
     return {};
 }

@@ -29,8 +29,9 @@ class ModelScheduler::Sink final : public ModelSink {
     caf::actor session_;
 };
 
-ModelScheduler::ModelScheduler(Metrics& metrics, size_t in_flight_max)
-    : metrics_(metrics), in_flight_max_(in_flight_max) {}
+ModelScheduler::ModelScheduler(Metrics& metrics, size_t in_flight_max, std::shared_ptr<HttpClient> http,
+                               uint32_t stall_timeout_ms)
+    : metrics_(metrics), in_flight_max_(in_flight_max), stall_timeout_ms_(stall_timeout_ms), http_(std::move(http)) {}
 ModelScheduler::~ModelScheduler() = default;
 
 size_t ModelScheduler::in_flight() const {
@@ -41,7 +42,7 @@ size_t ModelScheduler::in_flight() const {
 TextDevice* ModelScheduler::device_of(const ModelSpec& model, ModelError& error) {
     auto& slot = devices_[model.version];
     if (!slot) {
-        auto made = make_text_device(model);
+        auto made = make_text_device(model, http_, stall_timeout_ms_);
         if (!made.ok()) {
             error = {ErrorClass::invalid, made.error().code, made.error().message, 0};
             return nullptr;

@@ -10,6 +10,8 @@
 #include <string>
 #include <unordered_map>
 
+#include "runtime/base/http_client.h"
+#include "runtime/base/limits.h"
 #include "runtime/base/metrics.h"
 #include "runtime/inference/text_device.h"
 
@@ -17,7 +19,10 @@ namespace mainstay {
 
 class ModelScheduler {
   public:
-    ModelScheduler(Metrics& metrics, size_t in_flight_max);
+    /// `http` serves all upstream devices; null: each makes its own. `stall_timeout_ms`: how long an upstream may be
+    /// silent.
+    ModelScheduler(Metrics& metrics, size_t in_flight_max, std::shared_ptr<HttpClient> http = nullptr,
+                   uint32_t stall_timeout_ms = limits::upstream_stall_timeout_ms);
     ~ModelScheduler();
     ModelScheduler(const ModelScheduler&) = delete;
     ModelScheduler& operator=(const ModelScheduler&) = delete;
@@ -41,10 +46,13 @@ class ModelScheduler {
 
     Metrics& metrics_;
     const size_t in_flight_max_;
+    const uint32_t stall_timeout_ms_;
     mutable std::mutex mutex_;
-    std::unordered_map<uint64_t, std::unique_ptr<TextDevice>> devices_;  // by digest of the model's specification
-    std::unordered_map<uint64_t, TextDevice*> in_flight_;                // request -> device
+    std::unordered_map<uint64_t, TextDevice*> in_flight_;  // request -> device
     std::deque<Waiting> waiting_;
+    std::shared_ptr<HttpClient> http_;
+    // Last, so that they are destroyed first: their threads call back into what is above.
+    std::unordered_map<uint64_t, std::unique_ptr<TextDevice>> devices_;  // by digest of the model's specification
 };
 
 }  // namespace mainstay

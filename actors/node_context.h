@@ -30,6 +30,9 @@ struct NodeOptions {
     size_t sessions_active_max = limits::sessions_active_max;
     uint32_t passivate_after_ms = limits::passivate_after_ms;
     uint64_t turn_duration_ms = limits::turn_duration_ms_default;
+    uint32_t steps_per_turn = limits::steps_per_turn_default;  // where the agent says nothing
+    uint32_t tool_call_timeout_ms = limits::tool_call_timeout_ms_default;
+    std::string default_agent = "assistant";  // of a request that names none
     uint16_t shard_count = shard_count_default;
     bool detached_tools = true;  // tests keep everything on the test scheduler
 };
@@ -45,9 +48,9 @@ struct NodeContext {
     NodeOptions options;
 
     // Set by the node supervisor when it has spawned them.
-    caf::actor tool_worker, timer, router;
+    caf::actor tool_worker{}, timer{}, router{};
 
-    AgentToolsCache agent_tools;
+    AgentToolsCache agent_tools{};
     std::atomic<uint64_t> next_request{1};  // names model steps and tool calls in this process
     std::atomic<bool> draining{false};
     std::atomic<size_t> sessions_active{0};

@@ -248,7 +248,10 @@ void SessionActor::on(SubmitTurn& ask) {
     submit.input.agent = ask.agent->name;
     submit.input.agent_version = ask.agent->version;
     submit.input.principal = ask.request.principal.name;
-    submit.input.limits = {ask.agent->steps_per_turn, ask.agent->tokens_per_turn, node_.options.turn_duration_ms};
+    // An agent that says nothing has the default, and then the operator's word counts.
+    const uint32_t steps = ask.agent->steps_per_turn != AgentSpec{}.steps_per_turn ? ask.agent->steps_per_turn
+                                                                                   : node_.options.steps_per_turn;
+    submit.input.limits = {steps, ask.agent->tokens_per_turn, node_.options.turn_duration_ms};
     submit.input.options = ask.request.options;
     submit.create = ask.create;
     submit.after_turn = ask.after;
@@ -431,8 +434,12 @@ void SessionActor::on(WakeUp& ask) {
     const TimeMs now = node_.clock.now_ms();
     if (armed_at_ != 0 && armed_at_ <= now) armed_at_ = 0;
     if (!broken_) {
-        const auto pending = session_->pending();
-        if (pending.wake_at != 0 && pending.wake_at <= now) follow_up(decide(context("system"), Tick{}));
+        // A batch belongs to one turn, so what is due in several takes several ticks.
+        for (size_t tick = 0; tick <= limits::input_queue_max; ++tick) {
+            const TimeMs due = session_->wake_at();
+            if (due == 0 || due > now) break;
+            follow_up(decide(context("system"), Tick{}));
+        }
         watch_.expire(now, [this](TurnNo turn) {
             return Error{ErrorCode::request_timeout,
                          "the turn goes on; read " + to_text(ResponseId{key_.session, turn}) + " for its outcome",

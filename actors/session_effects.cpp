@@ -17,6 +17,12 @@ std::string join_instructions(const AgentSpec& agent, const std::string& options
     return agent.instructions.empty() ? of_request : agent.instructions + "\n\n" + of_request;
 }
 
+/// What the request leaves open, the agent's author decides.
+std::string merge_sampling(const AgentSpec& agent, const std::string& options) {
+    if (!agent.temperature && !agent.top_p) return options;
+    return with_sampling(options, agent.temperature, agent.top_p);
+}
+
 /// echo does nothing that the session could not do itself, but it is there to stand for a tool: it goes the whole way
 /// through intent, dispatch and receipt.
 void dispatch_echo(PlannedCall& call) {
@@ -96,10 +102,12 @@ void SessionActor::cancel_stale(const Pending& pending) {
 
 AgentToolsPtr SessionActor::tools_of(const AgentPtr& agent, const std::string& options) {
     if (!needs_listing(*agent)) {
-        if (options.find("\"tools\"") == std::string::npos) return node_.agent_tools.builtin_only(*agent);
-        return make_agent_tools(*agent, {}, options);
+        if (options.find("\"tools\"") == std::string::npos)
+            return node_.agent_tools.builtin_only(*agent, node_.options.tool_call_timeout_ms);
+        return make_agent_tools(*agent, {}, options, node_.options.tool_call_timeout_ms);
     }
-    if (listed_ && listed_->agent_version == agent->version) return make_agent_tools(*agent, *listed_->tools, options);
+    if (listed_ && listed_->agent_version == agent->version)
+        return make_agent_tools(*agent, *listed_->tools, options, node_.options.tool_call_timeout_ms);
     if (!listing_) {
         listing_ = true;
         node_.tools.list(key_.tenant, key_, agent,
@@ -142,10 +150,10 @@ void SessionActor::start_model(const RunModelStep& step) {
     request.instructions = join_instructions(*agent, turn.options);
     // The window ends with the open turn, as far as it belongs into a prompt.
     request.prompt.settled = session_->window();
-    request.prompt.open = *request.prompt.settled.back();
+    request.prompt.open = *request.prompt.settled.back();  // the open turn comes last
     request.prompt.settled.pop_back();
     request.tools = tools->definitions;
-    request.options = turn.options;
+    request.options = merge_sampling(*agent, turn.options);
     request.max_output_tokens = agent->max_output_tokens;
     request.step = step.step;
     request.attempt = step.attempt;

@@ -323,7 +323,7 @@ class RequestWriter {
         text.reserve(256 + body.size());
         text += "POST ";
         text += path;
-        text += " HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n";
+        text += " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n";
         if (!options_.key.empty()) text += "Authorization: Bearer " + options_.key + "\r\n";
         if (!idempotency_key.empty()) text += "Idempotency-Key: " + idempotency_key + "\r\n";
         text += "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n";

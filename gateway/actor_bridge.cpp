@@ -67,6 +67,7 @@ SessionId ActorBridge::keyed_session(const Principal& principal, const std::stri
 
 Result<SessionKey> ActorBridge::route(TurnRequest& request, SubmitTurn& submit) {
     if (node_.draining) return {ErrorCode::draining, "the node is shutting down"};
+    if (request.agent.empty()) request.agent = node_.options.default_agent;
     submit.agent = bind_agent(node_.catalogue, request.agent);
     if (!submit.agent)
         return {ErrorCode::model_not_found,

@@ -1,5 +1,7 @@
 #include "gateway/admin.h"
 
+#include "runtime/base/version.h"
+
 #include <charconv>
 
 #include "gateway/error_table.h"
@@ -11,8 +13,6 @@
 
 namespace mainstay {
 namespace {
-
-constexpr std::string_view version = "0.1.0";
 
 void append_model(JsonWriter& writer, std::string_view name) {
     // Models have no date of their own; OpenAI's clients want the field.
@@ -107,7 +107,7 @@ Admin::Admin(Bridge& bridge, Routes& routes) : bridge_(bridge) {
     });
     routes.add(HttpMethod::get, "/", [](const HttpRequest&, const PathParams&, const Reply& reply) {
         std::string body;
-        JsonWriter(body).raw("{\"service\":\"mainstay\",\"version\":").string(version).raw(",\"api\":\"/v1\"}");
+        JsonWriter(body).raw("{\"service\":\"mainstay\",\"version\":").string(build_version()).raw(",\"api\":\"/v1\"}");
         reply.send(json_answer(std::move(body)));
     });
 }

@@ -28,13 +28,13 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/log.h"
 #include "runtime/base/metrics.h"
+#include "runtime/base/version.h"
 #include "runtime/store/disk_store.h"
 #include "runtime/tool/registry.h"
 
 namespace mainstay {
 namespace {
 
-constexpr const char* version = "0.1.0";
 constexpr uint32_t drain_seconds = 25;
 
 int fail(const Error& error, int status = 1) {
@@ -162,7 +162,8 @@ int serve(const Settings& settings) {
     if (!key.ok()) return fail(key.error());
 
     Metrics metrics;
-    ModelScheduler models(metrics, limits::model_requests_in_flight_max);
+    ModelScheduler models(metrics, limits::model_requests_in_flight_max, std::make_shared<HttpClient>(),
+                          static_cast<uint32_t>(settings.upstream_stall_ms));
     McpStdio::Options tool_options;
     tool_options.log = [](std::string_view server, std::string_view line) {
         spdlog::info("tool server {}: {}", server, line);
@@ -174,6 +175,9 @@ int serve(const Settings& settings) {
     options.sessions_active_max = settings.active_max;
     options.passivate_after_ms = static_cast<uint32_t>(settings.passivate_after_ms);
     options.turn_duration_ms = settings.turn_duration_ms;
+    options.default_agent = settings.default_agent;
+    options.steps_per_turn = static_cast<uint32_t>(settings.steps_per_turn);
+    options.tool_call_timeout_ms = static_cast<uint32_t>(settings.tool_call_timeout_ms);
 
     caf::actor_system_config caf_config;
     // Work comes from foreign threads (door, store, devices): `sharing` wakes workers eight times faster than
@@ -236,7 +240,7 @@ int main(int argc, char** argv) {
     app.add_option("--data", data, "data directory; overrides store.directory");
     app.add_option("--listen", listen, "HOST:PORT; overrides listen.address; port 0 takes any free one");
     app.add_flag("--check-config", check, "print the effective settings and exit");
-    app.set_version_flag("--version", version);
+    app.set_version_flag("--version", std::string(build_version()));
     CLI11_PARSE(app, argc, argv);
 
     std::vector<SettingOverride> flags;
