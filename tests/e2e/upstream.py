@@ -117,7 +117,7 @@ AGENTS = {"up": agent("up", "up", extra='instructions = "Be kind."\n' + RETRY),
 
 
 def start():
-    daemon = Daemon(AGENTS, MODELS, {"FAKE_KEY": "sk-VERYSECRET", "MAINSTAY_LIMITS__UPSTREAM_STALL": "1s"})
+    daemon = Daemon(AGENTS, MODELS, {"FAKE_KEY": "sk-VERYSECRET", "MAINSTAY_LIMITS__UPSTREAM_STALL": "2s"})
     daemon.start()
     return daemon
 
