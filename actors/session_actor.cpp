@@ -258,6 +258,8 @@ void SessionActor::on(SubmitTurn& ask) {
     if (ask.key) submit.known_key = known_key(*ask.key);
     const TimeMs deadline = ask.request.timeout_ms ? ctx.now + ask.request.timeout_ms : 0;
     const bool existed = session_->exists();
+    // A conversation goes on by its own name only (DECISIONS 16).
+    if (existed && ask.after && session_->created().conversation) return fork_and_submit(ask);
     const auto decided = decide(std::move(ctx), std::move(submit));
     if (!existed && session_->created().parent.valid()) adopt_history();  // its first prompt is the parent's history
     if (broken_) return fail(*broken_);
@@ -284,16 +286,18 @@ void SessionActor::on(SubmitTurn& ask) {
             return;
         }
     }
+    // As it is now: when the gate opens, it may have gone on in memory beyond what is committed.
+    TurnPtr so_far;
+    if (ask.stream || ask.request.background)
+        if (auto found = find_turn(no); found.ok()) so_far = *found;
     if (ask.stream) {
         // Readers join when the input is committed: until then there is nothing to be promised. One who joins a turn
         // under way is told what it has so far; what comes from here on is published behind that.
         watch_.expect(no);
-        auto so_far = find_turn(no);
-        gate_.hold(last(), [this, no, stream = ask.stream, so_far = so_far.ok() ? *so_far : TurnPtr{}] {
+        gate_.hold(last(), [this, no, stream = ask.stream, so_far] {
             watch_.subscribe(no, stream);
-            auto turn = find_turn(no);
-            if (!so_far || !turn.ok() || !*turn) return;
-            stream->send(StreamAccepted{make_answer(*turn)});
+            if (!so_far) return;
+            stream->send(StreamAccepted{make_answer(so_far)});
             if (so_far->items.size() > so_far->input_count) {
                 const uint32_t first = so_far->input_count;
                 std::vector<ItemPtr> items(so_far->items.begin() + first, so_far->items.end());
@@ -305,9 +309,8 @@ void SessionActor::on(SubmitTurn& ask) {
                                          model_->streamed.substr(0, model_->published)});
         });
     } else if (ask.request.background) {
-        gate_.hold(last(), [this, no, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done))] {
-            auto turn = find_turn(no);
-            if (turn.ok() && *turn) (*reply)(make_answer(*turn));
+        gate_.hold(last(), [this, so_far, reply = std::make_shared<ReplyTo<TurnAnswer>>(std::move(ask.done))] {
+            if (so_far) (*reply)(make_answer(so_far));
         });
     } else {
         watch_.wait(no, std::move(ask.done), deadline, decided.repeated);
@@ -361,10 +364,7 @@ void SessionActor::on(CancelTurnOf& ask) {
 }
 
 void SessionActor::on(OpenSession& ask) {
-    if (session_->exists() && ask.key)
-        return gate_.hold(last(), [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] {
-            (*reply)(info());  // the key made this session before
-        });
+    if (session_->exists() && ask.key) return answer_info(ask.done);  // the key made this session before
     if (auto admitted = node_.store.admit(bytes_of(ask.items) + record_overhead_estimate); !admitted.ok())
         return ask.done(admitted.error());
     auto ctx = context(ask.created.principal);
@@ -372,16 +372,14 @@ void SessionActor::on(OpenSession& ask) {
     ctx.request_digest = ask.digest;
     const auto decided = decide(std::move(ctx), CreateSession{std::move(ask.created), std::move(ask.items)});
     if (decided.refused) return ask.done(Error(*decided.refused));
-    gate_.hold(last(),
-               [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] { (*reply)(info()); });
+    answer_info(ask.done);
     drive();
 }
 
 void SessionActor::on(ChangeMetadata& ask) {
     const auto decided = decide(context(ask.principal.name), SetMetadata{std::move(ask.metadata)});
     if (decided.refused) return ask.done(Error(*decided.refused));
-    gate_.hold(last(),
-               [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] { (*reply)(info()); });
+    answer_info(ask.done);
 }
 
 void SessionActor::on(RemoveSession& ask) {

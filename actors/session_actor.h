@@ -94,6 +94,7 @@ class SessionActor {
     std::optional<KnownKey> known_key(const KeyHash& key) const;
     Result<TurnPtr> find_turn(TurnNo turn) const;
     SessionInfo info() const;
+    void answer_info(ReplyTo<SessionInfo>& done);
     ItemId item_id(TurnNo turn, size_t index) const;
 
     // --- effects

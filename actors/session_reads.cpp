@@ -55,10 +55,16 @@ void SessionActor::on(ReadTurn& ask) {
     });
 }
 
+/// As it is now: when the gate opens, the session may have gone on in memory beyond what is committed.
+void SessionActor::answer_info(ReplyTo<SessionInfo>& done) {
+    gate_.hold(last(), [now = info(), reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(done))] {
+        (*reply)(SessionInfo(now));
+    });
+}
+
 void SessionActor::on(ReadInfo& ask) {
     if (!session_->exists()) return ask.done(Error{ErrorCode::session_not_found, "there is no such session", {}});
-    gate_.hold(last(),
-               [this, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] { (*reply)(info()); });
+    answer_info(ask.done);
 }
 
 void SessionActor::on(ListItems& ask) {

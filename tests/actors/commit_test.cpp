@@ -133,3 +133,72 @@ TEST_CASE("what was answered is there after kill -9, what was not may be gone") 
     CHECK(said(node.read(key, 1)->value()) == "You said: one");
     CHECK(node.read(lost, 1)->code() == "response_not_found");
 }
+
+// --- two groups: what the first one commits must not show what only the second one will
+// ---------------------------------------------------------------------------------------
+
+namespace {
+
+/// Writes what was appended so far as one group, lets `meanwhile` append to the next one, and acknowledges the first.
+template <class F>
+void commit_in_two_groups(ActorFixture& node, F&& meanwhile) {
+    node.run();
+    REQUIRE(node.store().step_journal());  // written
+    meanwhile();
+    node.run();
+    REQUIRE(node.store().step_journal());  // synced
+    REQUIRE(node.store().step_journal());  // acknowledged
+    node.run();
+}
+
+}  // namespace
+
+TEST_CASE("a stream is accepted with what is committed, though the turn may have ended in memory") {
+    ActorFixture node;
+    const auto key = node.new_session();
+    node.hold_models();
+    node.hold_store = true;
+    Reader reader = node.stream(key, {"hello"});
+    commit_in_two_groups(node, [&] { node.release_models(); });
+    REQUIRE(reader.shape() == "a");
+    const auto& accepted = std::get<StreamAccepted>(reader.events->front()).answer;
+    CHECK(status_of(accepted) == "in_progress");
+    CHECK(accepted.turn->items.size() == 1);
+    node.hold_store = false;
+    node.settle();
+    CHECK(reader.shape() == "aie");
+}
+
+TEST_CASE("a background turn is answered with what is committed, though the turn may have ended in memory") {
+    ActorFixture node;
+    const auto key = node.new_session();
+    node.hold_models();
+    node.hold_store = true;
+    AskTurn ask{"hello"};
+    ask.background = true;
+    const auto got = node.submit(key, ask);
+    commit_in_two_groups(node, [&] { node.release_models(); });
+    CHECK(status_of(got->value()) == "in_progress");
+    CHECK(got->value().turn->items.size() == 1);
+}
+
+TEST_CASE("what is told of a session is what was committed when it was asked") {
+    ActorFixture node;
+    const auto key = node.new_session();
+    node.turn(key, {"one"});
+    node.hold_store = true;
+    auto [first, first_reply] = expect_reply<SessionInfo>();
+    auto [second, second_reply] = expect_reply<SessionInfo>();
+    auto [read, read_reply] = expect_reply<SessionInfo>();
+    node.send(key, ChangeMetadata{node.principal, R"({"a":"1"})", std::move(first_reply)});
+    node.send(key, ReadInfo{std::move(read_reply)});
+    commit_in_two_groups(node, [&, reply = &second_reply] {
+        node.send(key, ChangeMetadata{node.principal, R"({"a":"2"})", std::move(*reply)});
+    });
+    CHECK(first->value().metadata == R"({"a":"1"})");
+    CHECK(read->value().metadata == R"({"a":"1"})");
+    CHECK_FALSE(second->answered());
+    node.hold_store = false;
+    node.settle();
+    CHECK(second->value().metadata == R"({"a":"2"})");
+}
