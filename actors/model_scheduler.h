@@ -7,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -41,7 +42,8 @@ class ModelScheduler {
         caf::actor session;
     };
     TextDevice* device_of(const ModelSpec& model, ModelError& error);
-    void start(Waiting waiting);
+    void start(Waiting first);
+    std::optional<Waiting> give_place_on(uint64_t request_id);
     void finished(uint64_t request_id);
 
     Metrics& metrics_;
