@@ -295,7 +295,7 @@ def usual_talks():
 
 
 def bulk_talks():
-    return [Talk(*[Turn("bulk") for _ in range(12)]) for _ in range(4)]
+    return [Talk(*[Turn("bulk") for _ in range(20)]) for _ in range(4)]
 
 
 # --- the tests ----------------------------------------------------------------------------------------------------
