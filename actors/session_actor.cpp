@@ -331,8 +331,13 @@ void SessionActor::fork_and_submit(SubmitTurn& ask) {
         return fail({ErrorCode::previous_response_not_found, "there is no such response", "previous_response_id"});
     if (!is_settled((*parent)->status))
         return fail({ErrorCode::conflict, "the previous response is still in progress", "previous_response_id"});
-    const auto decided = decide(context(ask.request.principal.name), ForkSession{ask.fork_child, *ask.after});
-    if (decided.refused) return fail(*decided.refused);
+    // A repeated key names the same child: what is there already is not recorded again.
+    const auto image = ask.key ? node_.store.load({key_.tenant, ask.fork_child}) : Result<SessionImage>(SessionImage{});
+    if (!image.ok()) return fail(image.error());
+    if (!image->head && image->tail.empty()) {
+        const auto decided = decide(context(ask.request.principal.name), ForkSession{ask.fork_child, *ask.after});
+        if (decided.refused) return fail(*decided.refused);
+    }
 
     SessionCreated child;
     child.tenant = key_.tenant;
@@ -430,7 +435,8 @@ void SessionActor::on(ResolveCall& ask) {
 
 void SessionActor::on(WakeUp& ask) {
     const TimeMs now = node_.clock.now_ms();
-    if (armed_at_ != 0 && armed_at_ <= now) armed_at_ = 0;
+    // The timer has forgotten this session, and with it anything later that was asked for while the earlier time stood.
+    armed_at_ = 0;
     if (!broken_) {
         // A batch belongs to one turn, so what is due in several takes several ticks.
         for (size_t tick = 0; tick <= limits::input_queue_max; ++tick) {

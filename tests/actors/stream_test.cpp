@@ -143,8 +143,10 @@ fail_times = 2
     const auto key = node.new_session();
     Reader reader = node.stream(key, {"hello", "failing"});
     node.advance(30'000);
-    CHECK(gist(reader) == "adie");
-    CHECK(reader.text() == "at last");
+    // Deltas only if the attempt's cause was committed before the model, which answers at once, had answered.
+    CHECK((gist(reader) == "adie" || gist(reader) == "aie"));
+    CHECK((reader.text().empty() || reader.text() == "at last"));
+    CHECK(said(std::get<StreamEnded>(reader.events->back()).answer) == "at last");
 }
 
 TEST_CASE("a repeated key streams the recorded turn, or joins the one that runs") {
