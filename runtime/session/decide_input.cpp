@@ -105,7 +105,9 @@ void Decider::decide(const DeleteSession&) { emit(SessionDeleted{context_.princi
 
 void Decider::decide(const ForkSession& command) {
     if (command.at > session_.last_turn_) return refuse(ErrorCode::response_not_found, "the session has no such turn");
-    if (session_.find_open(command.at)) return refuse(ErrorCode::conflict, "the turn is not settled yet");
+    // A turn that was cancelled while it waited may be settled before older ones: what a fork shares must not change.
+    if (!session_.open_.empty() && command.at >= session_.open_.front().turn.no)
+        return refuse(ErrorCode::conflict, "the turn or one before it is not settled yet");
     emit(Forked{command.child, command.at});
 }
 

@@ -61,7 +61,10 @@ bool Session::apply_batch(const EventBatch& batch, Sequence first_sequence, bool
         ++sequence.value;
         if (deleted_) turn = nullptr;
     }
-    now_ = std::max(now_, batch.at);
+    if (batch.at > now_) {
+        for (TurnProgress& progress : open_) progress.reach(now_, batch.at, Sequence{sequence.value - 1});
+        now_ = batch.at;
+    }
     if (!replay) sequence_ = Sequence{sequence.value - 1};
     if (batch.turn.value == 0) return true;
     if (!turn) return deleted_;

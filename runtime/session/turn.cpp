@@ -67,6 +67,15 @@ bool TurnProgress::apply(const Event& event, Sequence sequence, TimeMs at) {
     return fits;
 }
 
+// If that batch is lost, the retry was not due yet: so the attempt may not start before it is committed.
+void TurnProgress::reach(TimeMs before, TimeMs now, Sequence sequence) {
+    auto start = [&](StepAttempt& step) {
+        if (!step.failure && step.retry_at > before && step.retry_at <= now) step.cause = sequence;
+    };
+    start(model);
+    for (const Call& call : calls.all()) start(calls.find(call.index)->step);
+}
+
 bool TurnProgress::accept(const InputAccepted& event, Sequence sequence, TimeMs at) {
     if (accepted || event.items.size() > items_max) return false;
     accepted = true;

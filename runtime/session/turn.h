@@ -73,6 +73,8 @@ struct TurnProgress {
     /// False if the event does not fit: a journal or row that was not written by a session. Events of the session
     /// itself (created, memory) pass through untouched.
     bool apply(const Event& event, Sequence sequence, TimeMs at);
+    /// The recorded time has moved on, by a batch that ends with `sequence`: that batch is what makes a retry due.
+    void reach(TimeMs before, TimeMs now, Sequence sequence);
 
   private:
     bool accept(const InputAccepted& event, Sequence sequence, TimeMs at);

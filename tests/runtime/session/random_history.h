@@ -135,11 +135,13 @@ inline std::string describe(const Session& session) {
     if (pending.model) {
         add("model");
         add(pending.model->turn.value), add(pending.model->step), add(pending.model->attempt);
-        add(pending.model->cause.value);
+        if (pending.model->attempt == 0) add(pending.model->cause.value);
     }
     for (const RunTool& tool : pending.tools) {
         add("tool");
-        add(tool.turn.value), add(tool.call), add(tool.attempt), add(tool.cause.value), add(tool.server_label);
+        add(tool.turn.value), add(tool.call), add(tool.attempt), add(tool.server_label);
+        // A retry is caused by the batch whose time made it due; a head does not say which, as it is committed.
+        if (tool.attempt == 0) add(tool.cause.value);
         add(tool.name), add(tool.arguments), add(static_cast<int>(tool.effect)), add(tool.timeout_ms);
         add(tool.idempotency_key);
     }

@@ -327,6 +327,35 @@ TEST_CASE("session: however often a streamed step fails, the turn keeps a bounde
     CHECK(rig.turn()->items.size() == limits::withheld_items_max + 2);
 }
 
+TEST_CASE("session: a turn cannot be forked while an older one is open, though it was cancelled in the queue") {
+    Rig rig;
+    rig.submit();
+    rig.submit();
+    rig.run(CancelTurn{TurnNo{2}, "no longer wanted"});
+    CHECK(rig.session.tip() == TurnNo{2});
+    CHECK(rig.run(ForkSession{test_key().session, TurnNo{2}}).refused->code == ErrorCode::conflict);
+    rig.model("done");
+    CHECK_FALSE(rig.run(ForkSession{test_key().session, TurnNo{2}}).refused);
+}
+
+TEST_CASE(
+    "session: what makes a retry due is the batch that recorded its time, and must be committed before it starts") {
+    Rig rig;
+    rig.submit();
+    rig.model("", {run_call(EffectClass::once), run_call(EffectClass::read)});
+    rig.tool_fails(false, 0);
+    const auto ask = rig.session.pending().retries.at(0);
+    rig.run(RetryVerdict{ask.turn, ask.step, true, ask.attempt, true, rig.now + 100, ""});
+    const Sequence scheduled = rig.session.last_sequence();
+    rig.now += 150;
+    rig.run(ToolStepDone{TurnNo{1}, 2, 0, false, "the other call's result", 0});
+    const Pending pending = rig.session.pending();
+    REQUIRE(pending.tools.size() == 1);
+    CHECK(pending.tools[0].attempt == 1);
+    CHECK(pending.tools[0].cause > scheduled);
+    CHECK(pending.tools[0].cause == rig.session.last_sequence());
+}
+
 TEST_CASE("session: a retry at once needs no tick") {
     Rig rig;
     rig.submit();
