@@ -2,6 +2,7 @@
 
 #include <caf/send.hpp>
 
+#include "actors/model_scheduler.h"
 #include "runtime/base/crash_point.h"
 #include "runtime/base/invariant.h"
 #include "runtime/session/fold.h"
@@ -47,6 +48,8 @@ SessionActor::SessionActor(caf::event_based_actor* self, NodeContext& node, Sess
 SessionActor::~SessionActor() {
     node_.sessions_active.fetch_sub(1);
     if (counted_busy_) node_.sessions_busy.fetch_sub(1);
+    // A crash leaves nobody to take the answer: the next incarnation asks again, or finds the call unknown.
+    if (model_) node_.models.cancel(model_->request_id);
 }
 
 // --- activation
@@ -124,9 +127,9 @@ void SessionActor::count_busy() {
 }
 
 bool SessionActor::can_sleep() const {
+    if (broken_) return gate_.empty() && watch_.empty();
     if (!gate_.is_committed(last()) || !gate_.empty() || !watch_.empty()) return false;
     if (model_ || !tools_.empty() || !retries_.empty() || listing_) return false;
-    if (broken_) return true;
     const auto pending = session_->pending();
     return !pending.model && pending.tools.empty() && pending.retries.empty();
 }
@@ -216,6 +219,7 @@ void SessionActor::handle(Envelope& envelope) {
     if (!std::holds_alternative<WakeUp>(envelope.ask)) last_active_ = node_.clock.now_ms();
     if (broken_ && !std::holds_alternative<WakeUp>(envelope.ask)) {
         refuse(envelope.ask, *broken_);
+        drive();  // it goes to sleep like any other
         return;
     }
     std::visit([this](auto& ask) { on(ask); }, envelope.ask);
@@ -449,8 +453,8 @@ void SessionActor::on(WakeUp& ask) {
                          "the turn goes on; read " + to_text(ResponseId{key_.session, turn}) + " for its outcome",
                          {}};
         });
-        drive();
     }
+    drive();
     sleep_if_idle(now);
     if (ask.done) ask.done();
 }

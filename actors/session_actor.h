@@ -99,6 +99,7 @@ class SessionActor {
 
     // --- effects
     void drive();
+    const Pending& pending_now();
     void start_model(const RunModelStep& step);
     void start_tool(const RunTool& tool);
     void fail_model(const RunModelStep& step, ErrorClass error_class, ErrorCode code, std::string message);
@@ -120,6 +121,8 @@ class SessionActor {
     TurnWatch watch_;
     std::shared_ptr<AckTarget> ack_target_;
 
+    std::optional<Pending> pending_;
+    Sequence pending_of_;
     std::optional<ModelInFlight> model_;
     std::vector<ToolInFlight> tools_;
     std::vector<RetryAskedFor> retries_;

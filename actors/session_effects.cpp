@@ -37,9 +37,9 @@ void dispatch_echo(PlannedCall& call) {
 // ---------------------------------------------------------------------------------------------------------
 
 void SessionActor::drive() {
-    if (broken_) return;
+    if (broken_) return arm_timer(node_.clock.now_ms() + node_.options.passivate_after_ms);
     waits_for_commit_ = false;
-    const auto pending = session_->pending();
+    const Pending& pending = pending_now();
     cancel_stale(pending);
     if (pending.model && !model_) {
         if (node_.options.strict && !gate_.is_committed(pending.model->cause))
@@ -65,7 +65,7 @@ void SessionActor::drive() {
         retries_.push_back({ask.turn, ask.step, ask.attempt, ask.is_tool});
         const Turn& turn = *session_->open_turn();
         const auto agent = bound_agent(node_.catalogue, turn.agent, turn.agent_version);
-        const TimeMs deadline = turn.limits.duration_ms ? turn.created_at + turn.limits.duration_ms : 0;
+        const TimeMs deadline = session_->open_deadline();
         self_->send(supervisor_, RetryAsked{key_, ask, agent ? agent->retry : RetrySpec{}, last_retry_after_ms_,
                                             deadline, std::exchange(steps_settled_, 0)});
     }
@@ -82,6 +82,15 @@ void SessionActor::drive() {
     if (wake == 0 || sleep_at < wake) wake = sleep_at;
     arm_timer(wake);
     count_busy();
+}
+
+/// pending() follows from the state alone and only batches change that, so a commit need not derive it again.
+const Pending& SessionActor::pending_now() {
+    if (pending_of_ != last() || !pending_) {
+        pending_ = session_->pending();
+        pending_of_ = last();
+    }
+    return *pending_;
 }
 
 /// What the state no longer asks for (a cancelled turn, an expired deadline) is stopped; its outcome would be ignored.
@@ -149,15 +158,14 @@ void SessionActor::start_model(const RunModelStep& step) {
     request.model = model;
     request.instructions = join_instructions(*agent, turn.options);
     // The window ends with the open turn, as far as it belongs into a prompt.
-    request.prompt.settled = session_->window();
-    request.prompt.open = *request.prompt.settled.back();  // the open turn comes last
-    request.prompt.settled.pop_back();
+    request.prompt.settled = session_->settled_window();
+    request.prompt.open = *session_->open_items();
     request.tools = tools->definitions;
     request.options = merge_sampling(*agent, turn.options);
     request.max_output_tokens = agent->max_output_tokens;
     request.step = step.step;
     request.attempt = step.attempt;
-    if (turn.limits.duration_ms) request.deadline = turn.created_at + turn.limits.duration_ms;
+    request.deadline = session_->open_deadline();
     request.stream = watch_.has_stream(turn.no);
     request.idempotency_key = to_text(ResponseId{key_.session, turn.no}) + ":" + std::to_string(step.step);
     model_ = ModelInFlight{step, request.request_id, tools, {}, static_cast<uint32_t>(turn.items.size())};

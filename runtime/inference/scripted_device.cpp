@@ -20,7 +20,7 @@ namespace {
 constexpr size_t stream_pieces = 4;
 // Input tokens are counted over this many of the newest settled turns: a walk over the whole window would cost more
 // the longer a session is, and would be most of what a benchmark of the runtime measures.
-constexpr size_t counted_turns = 8;
+constexpr size_t counted_turns = 1;
 constexpr size_t scripts_max = 64;
 
 // --- prose --------------------------------------------------------------------------------------------------------
@@ -172,14 +172,14 @@ std::string whole_text(const Item& item) {
 const Item* last_user_message(const PromptItems& prompt) {
     for (auto item = prompt.open.rbegin(); item != prompt.open.rend(); ++item)
         if (is_user_message(**item)) return item->get();
-    for (auto turn = prompt.settled.rbegin(); turn != prompt.settled.rend(); ++turn)
+    for (auto turn = prompt.turns().rbegin(); turn != prompt.turns().rend(); ++turn)
         for (auto item = (*turn)->rbegin(); item != (*turn)->rend(); ++item)
             if (is_user_message(**item)) return item->get();
     return nullptr;
 }
 
 const Item* first_user_message(const PromptItems& prompt) {
-    for (const auto& turn : prompt.settled)
+    for (const auto& turn : prompt.turns())
         for (const auto& item : *turn)
             if (is_user_message(*item)) return item.get();
     for (const auto& item : prompt.open)
@@ -197,7 +197,7 @@ uint32_t tokens_of(size_t bytes) { return static_cast<uint32_t>((bytes + 3) / 4)
 
 uint32_t input_tokens(const ModelRequest& request) {
     size_t bytes = request.instructions.size();
-    const auto& settled = request.prompt.settled;
+    const auto& settled = request.prompt.turns();
     for (size_t i = settled.size() - std::min(settled.size(), counted_turns); i < settled.size(); ++i)
         for (const auto& item : *settled[i]) bytes += item->bytes();
     for (const auto& item : request.prompt.open) bytes += item->bytes();

@@ -28,8 +28,13 @@ using ToolDefinitions = std::shared_ptr<const std::vector<ToolDefinition>>;
 
 /// What the model is shown of the conversation, oldest first. `settled` is shared with the session and immutable.
 struct PromptItems {
-    std::vector<std::shared_ptr<const std::vector<ItemPtr>>> settled;  // one entry a settled turn
-    std::vector<ItemPtr> open;                                         // items of the open turn
+    using Turns = std::vector<std::shared_ptr<const std::vector<ItemPtr>>>;  // one entry a settled turn
+    std::shared_ptr<const Turns> settled;                                    // null: none
+    const Turns& turns() const {
+        static const Turns none;
+        return settled ? *settled : none;
+    }
+    std::vector<ItemPtr> open;  // items of the open turn
 };
 
 struct ModelRequest {

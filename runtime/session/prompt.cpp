@@ -36,6 +36,7 @@ void Window::push(TurnPtr turn) {
     for (const ItemPtr& item : turn->items) entry.bytes += sizeof(Item) + item->bytes();
     bytes_ += entry.bytes;
     entries_.push_back(std::move(entry));
+    snapshot_.reset();
     trim();
 }
 
@@ -43,6 +44,7 @@ void Window::drop_up_to(TurnNo no) {
     while (first_ < entries_.size() && entries_[first_].turn->no <= no) {
         bytes_ -= entries_[first_].bytes;
         entries_[first_++] = Entry{};
+        snapshot_.reset();
     }
     trim();
 }
@@ -50,12 +52,14 @@ void Window::drop_up_to(TurnNo no) {
 void Window::clear() {
     entries_.clear();
     first_ = bytes_ = 0;
+    snapshot_.reset();
 }
 
 void Window::trim() {
     while (entries_.size() > first_ + 1 && bytes_ > bytes_max_) {
         bytes_ -= entries_[first_].bytes;
         entries_[first_++] = Entry{};
+        snapshot_.reset();
     }
     // The emptied front is given up in one move when it is half of everything, so a push costs the same at any turn.
     if (first_ > 16 && first_ * 2 > entries_.size()) {
@@ -70,9 +74,14 @@ TurnPtr Window::find(TurnNo no) const {
     return nullptr;
 }
 
-void Window::append_to(std::vector<ItemsPtr>& out) const {
-    out.reserve(out.size() + entries_.size() - first_ + 2);
-    for (size_t i = first_; i < entries_.size(); ++i) out.push_back(entries_[i].items);
+std::shared_ptr<const std::vector<ItemsPtr>> Window::snapshot() const {
+    if (!snapshot_) {
+        auto made = std::make_shared<std::vector<ItemsPtr>>();
+        made->reserve(entries_.size() - first_);
+        for (size_t i = first_; i < entries_.size(); ++i) made->push_back(entries_[i].items);
+        snapshot_ = std::move(made);
+    }
+    return snapshot_;
 }
 
 }  // namespace mainstay

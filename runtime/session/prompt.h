@@ -29,7 +29,8 @@ class Window {
     void drop_up_to(TurnNo no);
     void clear();
     TurnPtr find(TurnNo no) const;
-    void append_to(std::vector<ItemsPtr>& out) const;
+    /// The items of its turns, oldest first; shared by the steps of a turn, made anew when a turn joins or leaves.
+    std::shared_ptr<const std::vector<ItemsPtr>> snapshot() const;
 
   private:
     struct Entry {
@@ -42,6 +43,7 @@ class Window {
     std::vector<Entry> entries_;  // oldest first, from first_ on
     size_t first_ = 0, bytes_ = 0;
     size_t bytes_max_ = limits::history_window_bytes;
+    mutable std::shared_ptr<const std::vector<ItemsPtr>> snapshot_;
 };
 
 }  // namespace mainstay

@@ -227,18 +227,27 @@ void Session::load_window(TurnPtr settled_turn) {
 
 void Session::set_window_bytes(size_t bytes) { window_.set_bytes(bytes); }
 
-std::vector<std::shared_ptr<const std::vector<ItemPtr>>> Session::window() const {
-    std::vector<ItemsPtr> out;
-    if (compacted_to_.value != 0) {
-        auto summary = std::make_shared<Item>();
-        summary->kind = ItemKind::compaction;
-        summary->text = summary_;
-        out.push_back(std::make_shared<const std::vector<ItemPtr>>(1, std::move(summary)));
-    }
-    window_.append_to(out);
-    if (!open_.empty()) out.push_back(prompt_items(open_.front().turn));
+std::shared_ptr<const std::vector<ItemsPtr>> Session::settled_window() const {
+    auto turns = window_.snapshot();
+    if (compacted_to_.value == 0) return turns;
+    auto summary = std::make_shared<Item>();
+    summary->kind = ItemKind::compaction;
+    summary->text = summary_;
+    auto with_summary = std::make_shared<std::vector<ItemsPtr>>();
+    with_summary->push_back(std::make_shared<const std::vector<ItemPtr>>(1, std::move(summary)));
+    with_summary->insert(with_summary->end(), turns->begin(), turns->end());
+    return with_summary;
+}
+
+ItemsPtr Session::open_items() const { return open_.empty() ? nullptr : prompt_items(open_.front().turn); }
+
+std::vector<ItemsPtr> Session::window() const {
+    std::vector<ItemsPtr> out = *settled_window();
+    if (auto open = open_items()) out.push_back(std::move(open));
     return out;
 }
+
+TimeMs Session::open_deadline() const { return open_.empty() ? 0 : open_.front().deadline; }
 
 const Turn* Session::open_turn() const { return open_.empty() ? nullptr : &open_.front().turn; }
 

@@ -129,6 +129,12 @@ class Session {
     /// One entry a settled turn, then the open turn's items; calls of the open turn that are settled carry their
     /// output.
     std::vector<std::shared_ptr<const std::vector<ItemPtr>>> window() const;
+    /// The same in its two parts, without copying: settled turns (shared by the steps of a turn), and the open turn's
+    /// items (null: none).
+    std::shared_ptr<const std::vector<ItemsPtr>> settled_window() const;
+    ItemsPtr open_items() const;
+    /// When the open turn ends by its limit, time in waits not counted; 0: no bound, or no turn.
+    TimeMs open_deadline() const;
     const Turn* open_turn() const;  // the turn in progress; null: none
 
     /// Keys whose turns are in LMDB up to this turn may be forgotten here.

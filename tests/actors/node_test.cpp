@@ -130,6 +130,8 @@ TEST_CASE("a session whose journal is damaged says so to everybody and harms no 
     node.settle();
     CHECK(reader.shape() == "f");
     CHECK(node.turn(other, {"two"})->ok());
+    node.advance(25'000);
+    CHECK(node.active() == 0);
 }
 
 TEST_CASE("several timers, and a deadline behind them, are each looked at without another wake-up from outside") {
