@@ -70,7 +70,7 @@ void Shell::adopt_history() {
     if (session_.created().parent.valid())
         check(history_.follow_parents(session_.created()).ok(), "the ancestors of a fork cannot be read");
     // Reading rows is most of what an activation costs, so not each one does it.
-    if (!world_.chance(15)) return;
+    if (!world_.chance(5)) return;
     std::vector<TurnPtr> newest_first;
     size_t bytes = 0;
     for (uint32_t no = session_.tip().value; no > 0 && bytes < window_bytes; --no) {
@@ -242,6 +242,7 @@ void Shell::fork_and_submit(Request& request) {
     child.parent = key_.session;
     child.parent_turn = *request.after;
     hold([this, &request, child] { world_.shell(request.child).submit(request, child); });
+    drive();
 }
 
 void Shell::cancel(TurnNo turn) {
@@ -268,6 +269,7 @@ void Shell::set_metadata(uint64_t number) {
     if (decide(SetMetadata{std::to_string(number)}).refused) return;
     view.metadata_asked = number;
     hold([&view, number] { view.metadata_acknowledged = std::max(view.metadata_acknowledged, number); });
+    drive();  // any batch records the time, and that may make a retry due
 }
 
 void Shell::remove() {
@@ -312,7 +314,7 @@ void Shell::read(TurnNo no) {
 }
 
 void Shell::wake() {
-    const TimeMs at = session_.pending().wake_at;
+    const TimeMs at = session_.wake_at();
     if (at == 0 || at > world_.now_) return;
     ++world_.counts_.timers;
     follow_up(decide(Tick{}));

@@ -4,11 +4,17 @@
 #include <doctest/doctest.h>
 
 #include <unistd.h>
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "sim/world.h"
 
@@ -17,7 +23,9 @@ namespace {
 
 constexpr uint64_t histories_default = 20'000;
 constexpr uint32_t commands_per_history = 200;
-constexpr uint64_t mutant_seeds = 200;
+constexpr size_t failures_max = 10;
+constexpr uint64_t mutant_seeds = 100;
+constexpr unsigned threads_max = 2;  // of a machine that others use as well; each history has one thread and no share
 
 std::optional<uint64_t> number_of(const char* name) {
     const char* text = std::getenv(name);
@@ -25,7 +33,7 @@ std::optional<uint64_t> number_of(const char* name) {
 }
 
 // An INVARIANT of the code under test ends the process; its history should be known all the same.
-volatile uint64_t running_seed = 0;
+thread_local volatile uint64_t running_seed = 0;
 void say_seed(int) {
     char text[64];
     const int size = std::snprintf(text, sizeof text, "in the history of MAINSTAY_SIM_SEED=%llu\n",
@@ -75,16 +83,29 @@ TEST_CASE("nothing acknowledged is lost or repeated in any history") {
     const uint64_t first = replay.value_or(1);
     const uint64_t histories = replay ? 1 : number_of("MAINSTAY_SIM_HISTORIES").value_or(histories_default);
     Counts counts;
-    size_t failed = 0;
-    for (uint64_t seed = first; seed < first + histories && failed < 10; ++seed) {
-        const auto violation = run_history({seed, commands_per_history}, counts);
-        if (violation.empty()) continue;
-        ++failed;
-        MESSAGE("MAINSTAY_SIM_SEED=" << seed << ": " << violation);
-    }
+    std::vector<std::pair<uint64_t, std::string>> failures;
+    std::mutex mutex;
+    std::atomic<uint64_t> next{first};
+    auto work = [&] {
+        Counts mine;
+        for (uint64_t seed = next++; seed < first + histories; seed = next++) {
+            auto violation = run_history({seed, commands_per_history}, mine);
+            if (violation.empty()) continue;
+            std::lock_guard lock(mutex);
+            failures.emplace_back(seed, std::move(violation));
+            if (failures.size() >= failures_max) next = first + histories;
+        }
+        std::lock_guard lock(mutex);
+        counts.add(mine);
+    };
+    std::vector<std::thread> threads;
+    for (unsigned i = std::clamp(std::thread::hardware_concurrency(), 1u, threads_max); i > 0; --i)
+        threads.emplace_back(work);
+    for (auto& thread : threads) thread.join();
+    for (const auto& [seed, violation] : failures) MESSAGE("MAINSTAY_SIM_SEED=" << seed << ": " << violation);
     std::signal(SIGABRT, SIG_DFL);
     print(counts);
-    REQUIRE(failed == 0);
+    REQUIRE(failures.empty());
     CHECK(counts.histories == histories);
     CHECK(counts.commands >= histories * commands_per_history);
     if (histories < 1000) return;

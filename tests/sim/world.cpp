@@ -55,14 +55,14 @@ World::World(const HistoryOptions& options)
 }
 
 void World::run() {
-    const uint64_t crash_at = 4 + random_.below(4);  // per thousand steps
+    const uint64_t crash_at = 3 + random_.below(3);  // per thousand steps
     // Every step may be one where nothing can be done; a history that gets nowhere is a failure too.
     for (uint64_t steps = 0; counts_.commands < options_.commands; ++steps) {
         check(steps < 400ull * options_.commands, "a history makes no progress");
         const uint64_t what = random_.below(1000);
         if (what < 380)
             step_store();
-        else if (what < 400)
+        else if (what < 387)
             store_.step_apply();
         else if (what < 780)
             run_job();
@@ -236,7 +236,7 @@ void World::run_tool(Job job) {
 void World::sleep(uint32_t session) {
     const auto& here = shells_[session];
     if (!here || !here->can_sleep()) return;
-    alarms_[session] = here->session().pending().wake_at;
+    alarms_[session] = here->session().wake_at();
     shells_[session].reset();
     ++counts_.sleeps;
 }
@@ -244,7 +244,7 @@ void World::sleep(uint32_t session) {
 TimeMs World::next_wake() const {
     TimeMs first = 0;
     for (size_t i = 0; i < shells_.size(); ++i) {
-        const TimeMs at = shells_[i] ? shells_[i]->session().pending().wake_at : alarms_[i];
+        const TimeMs at = shells_[i] ? shells_[i]->session().wake_at() : alarms_[i];
         if (at != 0 && (first == 0 || at < first)) first = at;
     }
     return first;
@@ -392,7 +392,7 @@ void World::answered(Request& request, uint32_t session, const TurnPtr& turn) {
 
 void World::act_as_client() {
     const uint64_t what = random_.below(100);
-    if (keys_.empty() || what < 36) return submit_new();
+    if (keys_.empty() || what < 42) return submit_new();
     const auto session = static_cast<uint32_t>(any_of(keys_));
     ClientView& view = views_[session];
     if (what < 54) {
