@@ -90,6 +90,9 @@ void SessionActor::activate() {
     crash_point("session.activated");
     // Whatever was in flight when the last incarnation ended has no answer to come.
     if (session_->open_turn() != nullptr) follow_up(decide(context("system"), Recover{}));
+    // store: false, and the process ended between the answer and the deletion that follows it.
+    if (session_->ephemeral() && session_->exists() && session_->idle() && session_->tip().value > 0)
+        decide(context("system"), DeleteSession{});
     drive();
 }
 
@@ -188,6 +191,7 @@ void SessionActor::follow_up(const Decided& decided) {
     for (const TurnNo no : decided.settled) {
         auto turn = session_->turn(no);
         INVARIANT(turn != nullptr, "a turn that was just settled is still in the window");
+        settling_.emplace_back(last(), turn);
         gate_.hold(last(), [this, turn = std::move(turn)] { answer_settled(turn); });
     }
 }
@@ -225,6 +229,13 @@ void SessionActor::handle(Envelope& envelope) {
     std::visit([this](auto& ask) { on(ask); }, envelope.ask);
 }
 
+void SessionActor::forget_applied_keys() {
+    // The head is written in the same transaction as the key rows of the turns that it contains.
+    auto row = node_.store.read_row(Table::head, session_row_key(key_, node_.options.shard_count));
+    if (!row.ok() || !*row) return;
+    if (auto head = Session::decode_head(key_, **row); head.ok()) session_->forget_keys(head->tip());
+}
+
 std::optional<KnownKey> SessionActor::known_key(const KeyHash& key) const {
     if (session_->find_key(key, node_.clock.now_ms())) return std::nullopt;  // the session knows better
     auto row = node_.store.read_row(Table::key, key_row_key(key_, key, node_.options.shard_count));
@@ -259,7 +270,10 @@ void SessionActor::on(SubmitTurn& ask) {
     submit.input.options = ask.request.options;
     submit.create = ask.create;
     submit.after_turn = ask.after;
-    if (ask.key) submit.known_key = known_key(*ask.key);
+    if (ask.key) {
+        submit.known_key = known_key(*ask.key);
+        if (++keyed_turns_ % (limits::recent_keys_max / 4) == 0) forget_applied_keys();
+    }
     const TimeMs deadline = ask.request.timeout_ms ? ctx.now + ask.request.timeout_ms : 0;
     const bool existed = session_->exists();
     // A conversation goes on by its own name only (DECISIONS 16).
@@ -355,6 +369,7 @@ void SessionActor::fork_and_submit(SubmitTurn& ask) {
     ask.after.reset();
     envelope->ask = std::move(ask);
     gate_.hold(last(), [this, envelope] { self_->send(supervisor_, envelope); });
+    drive();
 }
 
 void SessionActor::on(CancelTurnOf& ask) {
@@ -389,6 +404,7 @@ void SessionActor::on(ChangeMetadata& ask) {
     const auto decided = decide(context(ask.principal.name), SetMetadata{std::move(ask.metadata)});
     if (decided.refused) return ask.done(Error(*decided.refused));
     answer_info(ask.done);
+    drive();
 }
 
 void SessionActor::on(RemoveSession& ask) {
@@ -464,6 +480,7 @@ void SessionActor::on(WakeUp& ask) {
 
 void SessionActor::committed(const Committed& acknowledged) {
     gate_.commit(acknowledged.committed);
+    while (!settling_.empty() && settling_.front().first <= acknowledged.committed) settling_.pop_front();
     publish_deltas();
     if (waits_for_commit_) drive();
     count_busy();

@@ -8,6 +8,7 @@
 
 #include <caf/event_based_actor.hpp>
 #include <caf/stateful_actor.hpp>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -90,6 +91,8 @@ class SessionActor {
     void fork_and_submit(SubmitTurn& ask);
     void publish_deltas();
     void adopt_history();
+    /// Keys whose rows LMDB has need not be remembered here; called now and then.
+    void forget_applied_keys();
     void load_window();
     std::optional<KnownKey> known_key(const KeyHash& key) const;
     Result<TurnPtr> find_turn(TurnNo turn) const;
@@ -121,6 +124,9 @@ class SessionActor {
     TurnWatch watch_;
     std::shared_ptr<AckTarget> ack_target_;
 
+    /// Settled turns that are not committed yet: neither the window nor the store need have them.
+    std::deque<std::pair<Sequence, TurnPtr>> settling_;
+    uint32_t keyed_turns_ = 0;  // since keys were last forgotten
     std::optional<Pending> pending_;
     Sequence pending_of_;
     std::optional<ModelInFlight> model_;

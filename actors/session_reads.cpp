@@ -16,6 +16,8 @@ ItemId SessionActor::item_id(TurnNo turn, size_t index) const {
 
 Result<TurnPtr> SessionActor::find_turn(TurnNo turn) const {
     if (auto here = session_->turn(turn)) return here;
+    for (const auto& [sequence, settled] : settling_)
+        if (settled->no == turn) return settled;
     return history_.read(turn);
 }
 

@@ -361,3 +361,20 @@ TEST_CASE("a drain ends every actor, tells who waits, and the next start finishe
     CHECK(said(node.read(key, 2)->value()) == "You said: two");
     CHECK(node.node().sessions_busy.load() == 0);
 }
+TEST_CASE("a session that never sleeps takes more keyed turns than it may remember itself") {
+    ActorFixture node;
+    const auto key = node.new_session();
+    for (size_t i = 0; i < limits::recent_keys_max + 200; ++i) {
+        AskTurn ask{"again"};
+        ask.idempotency_key = "key " + std::to_string(i);
+        REQUIRE(node.turn(key, ask)->ok());
+        node.store().step_apply();
+    }
+    // The first key is a row by now, and still means its turn.
+    AskTurn first{"again"};
+    first.idempotency_key = "key 0";
+    const auto answer = node.turn(key, first);
+    REQUIRE(answer->ok());
+    CHECK(answer->value().repeated);
+    CHECK(answer->value().turn->no == TurnNo{1});
+}
