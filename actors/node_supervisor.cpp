@@ -14,6 +14,11 @@
 namespace mainstay {
 namespace {
 
+// Requests of users queue behind what is being taken up, on the same workers: few at once, so that the first answer
+// after a crash does not wait for all of them.
+constexpr size_t resume_at_once = 8;
+static_assert(resume_at_once <= limits::resume_parallel_max);
+
 caf::actor tenant_of(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node, TenantId tenant) {
     auto& slot = self->state.tenants[tenant];
     if (!slot) {
@@ -41,7 +46,7 @@ std::deque<SessionKey> find_resumable(NodeContext& node) {
 
 void resume_some(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node) {
     auto& state = self->state;
-    while (!state.to_resume.empty() && state.resuming < limits::resume_parallel_max) {
+    while (!state.to_resume.empty() && state.resuming < resume_at_once) {
         const SessionKey key = state.to_resume.front();
         state.to_resume.pop_front();
         ++state.resuming;
