@@ -29,24 +29,8 @@ std::optional<SessionInfo> inspect(NodeContext& node, const SessionKey& key) {
         updated = batch->at;
     }
     if (!session.exists()) return std::nullopt;
-    SessionInfo info;
-    info.id = key.session;
-    info.created_at = session.created_at();
+    SessionInfo info = describe(session);
     info.updated_at = updated;
-    info.principal = session.created().principal;
-    info.metadata = session.metadata();
-    info.turns = session.tip().value;
-    info.items = session.item_count();
-    info.usage = session.usage();
-    info.conversation = session.created().conversation;
-    info.state = "idle";
-    if (const Turn* open = session.open_turn()) {
-        info.agent = open->agent;
-        const bool unknown = std::any_of(open->items.begin(), open->items.end(),
-                                         [](const ItemPtr& item) { return item->status == ItemStatus::unknown; });
-        const auto pending = session.pending();
-        info.state = unknown ? "unknown_outcome" : pending.model || !pending.tools.empty() ? "running" : "waiting";
-    }
     return info;
 }
 
@@ -78,6 +62,28 @@ Result<std::vector<SessionInfo>> list(NodeContext& node, const ListSessions& ask
 }
 
 }  // namespace
+
+SessionInfo describe(const Session& session) {
+    SessionInfo info;
+    info.id = session.key().session;
+    info.created_at = session.created_at();
+    info.principal = session.created().principal;
+    info.metadata = session.metadata();
+    info.turns = session.tip().value;
+    info.items = session.item_count();
+    info.usage = session.usage();
+    info.conversation = session.created().conversation;
+    info.state = "idle";
+    if (const Turn* open = session.open_turn()) {
+        info.agent = open->agent;
+        const bool unknown = std::any_of(open->items.begin(), open->items.end(),
+                                         [](const ItemPtr& item) { return item->status == ItemStatus::unknown; });
+        const auto pending = session.pending();
+        const bool works = pending.model || !pending.tools.empty() || !pending.retries.empty();
+        info.state = unknown ? "unknown_outcome" : works ? "running" : "waiting";
+    }
+    return info;
+}
 
 caf::behavior session_inspector(caf::event_based_actor* self, NodeContext* node) {
     return {

@@ -16,6 +16,9 @@ struct ListSessions {
 };
 using ListSessionsPtr = std::shared_ptr<ListSessions>;
 
+/// What a session tells of itself, asleep or awake; the caller adds `updated_at` and `active`.
+SessionInfo describe(const Session& session);
+
 caf::behavior session_inspector(caf::event_based_actor* self, NodeContext* node);
 
 }  // namespace mainstay

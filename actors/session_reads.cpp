@@ -5,6 +5,7 @@
 #include <map>
 
 #include "actors/session_actor.h"
+#include "actors/session_inspector.h"
 #include "runtime/session/event_json.h"
 #include "runtime/session/fold.h"
 
@@ -22,26 +23,9 @@ Result<TurnPtr> SessionActor::find_turn(TurnNo turn) const {
 }
 
 SessionInfo SessionActor::info() const {
-    SessionInfo made;
-    made.id = key_.session;
-    made.created_at = session_->created_at();
+    SessionInfo made = describe(*session_);
     made.updated_at = last_active_;
-    made.principal = session_->created().principal;
-    made.metadata = session_->metadata();
-    made.turns = session_->tip().value;
-    made.items = session_->item_count();
-    made.usage = session_->usage();
-    made.conversation = session_->created().conversation;
     made.active = true;
-    made.state = "idle";
-    if (const Turn* open = session_->open_turn()) {
-        made.agent = open->agent;
-        const bool unknown = std::any_of(open->items.begin(), open->items.end(),
-                                         [](const ItemPtr& item) { return item->status == ItemStatus::unknown; });
-        const auto pending = session_->pending();
-        const bool works = pending.model || !pending.tools.empty() || !pending.retries.empty();
-        made.state = unknown ? "unknown_outcome" : works ? "running" : "waiting";
-    }
     return made;
 }
 
