@@ -235,6 +235,33 @@ TEST_CASE("agent file: malformed text is an error with its line, never a crash")
           ErrorCode::invalid_request);
 }
 
+TEST_CASE("agent file: a letter beyond ASCII is welcome in texts and comments and a named error elsewhere") {
+    auto utf8 = [](uint32_t c) {
+        std::string out;
+        if (c < 0x800) {
+            out += static_cast<char>(0xc0 | c >> 6);
+        } else {
+            out += static_cast<char>(0xe0 | c >> 12);
+            out += static_cast<char>(0x80 | (c >> 6 & 0x3f));
+        }
+        return out + static_cast<char>(0x80 | (c & 0x3f));
+    };
+    // toml++ has no answer of its own for most of these: U+00A1 to U+0499, U+2C5E to U+3057, U+FB26 to U+FEFE.
+    size_t refused = 0, letters = 0;
+    for (uint32_t c = 0xa1; c <= 0xfeff; c += c % 0x3fa < 4 ? 1 : 13) {
+        if (c >= 0xd800 && c < 0xe000) continue;
+        ++letters;
+        const std::string letter = utf8(c);
+        CHECK_MESSAGE(
+            error_of(head + "# " + letter + "\ninstructions = \"" + letter + "\" # " + letter + "\nx = 1").param == "x",
+            c);
+        for (const std::string& text : {letter + " = 1", "a" + letter + " = 1", "a = " + letter, "a = 1" + letter,
+                                        "[" + letter + "]", "a = [" + letter + "]"})
+            if (error_of(text).message.find("malformed TOML") != std::string::npos) ++refused;
+    }
+    CHECK(refused > letters * 5);  // white space of Unicode is none of these, and some of it toml++ lets pass
+}
+
 TEST_CASE("agent file: a key as deep as the file is long is refused before anything recurses") {
     std::string deep = "a";
     for (int i = 0; i < 100'000; ++i) deep += ".a";
