@@ -53,12 +53,18 @@ constexpr uint64_t wait_duration_ms_max = 366ull * 24 * 3600 * 1000;
 constexpr uint64_t idempotency_key_lifetime_ms = 24ull * 3600 * 1000;
 constexpr size_t recent_keys_max = 1024;  // keys that a session may hold before they are in LMDB
 constexpr size_t forks_depth_max = 1024;
+constexpr size_t input_parts_max = 4096;                       // text parts of one request's items
+constexpr size_t batch_elements_max = 16 * 1024;               // events, items and parts of one batch
+constexpr size_t batch_unpacked_bytes_max = 16 * 1024 * 1024;  // what a batch of any packed size may unpack to
 
 // --- the store --------------------------------------------------------------------------------------------------
 constexpr size_t record_bytes_max = 8 * 1024 * 1024;         // one journal record, header included
 constexpr size_t segment_bytes = 64 * 1024 * 1024;           // (config)
 constexpr size_t segments_ready_min = 2;                     // empty segments kept allocated ahead of the writer
 constexpr size_t group_bytes_max = 4 * 1024 * 1024;          // one synced write
+constexpr uint32_t group_gather_us = 300;                    // the longest that a group waits under load
+constexpr size_t group_gather_share = 4;                     // ... for this part of the sessions at work
+constexpr size_t group_gather_records_max = 64;              // ... and for no more records than this
 constexpr size_t append_queue_bytes_max = 64 * 1024 * 1024;  // records waiting for their group: beyond, 503
 constexpr size_t apply_backlog_bytes_max =
     256 * 1024 * 1024;                                    // durable records that LMDB does not contain yet: beyond, 503
@@ -137,6 +143,9 @@ static_assert(input_bytes_max < http_body_bytes_max);
 static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
 static_assert(model_step_bytes_max + 512 * 1024 < record_bytes_max, "a settled step must fit a record");
+static_assert(model_step_bytes_max + 512 * 1024 + batch_elements_max * 128 < batch_unpacked_bytes_max,
+              "a text of NUL packs to nearly nothing, and must unpack all the same");
+static_assert(input_parts_max + input_items_max < batch_elements_max / 2);
 static_assert(tool_line_bytes_max > 6 * tool_result_bytes_max,
               "a result within its bound must fit a line even when each byte is escaped as \\uXXXX");
 static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must be able to wait");

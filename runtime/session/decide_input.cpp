@@ -15,8 +15,15 @@ bool Decider::items_fit(const std::vector<ItemPtr>& items) {
         refuse(ErrorCode::invalid_request, bound("items of one request", limits::input_items_max), "input");
         return false;
     }
-    size_t bytes = 0;
-    for (const ItemPtr& item : items) bytes += item->bytes();
+    size_t bytes = 0, parts = 0;
+    for (const ItemPtr& item : items) {
+        bytes += item->bytes();
+        parts += item->more_parts.size();
+    }
+    if (parts > limits::input_parts_max) {  // empty ones have no bytes
+        refuse(ErrorCode::invalid_request, bound("parts of one request's items", limits::input_parts_max), "input");
+        return false;
+    }
     if (bytes <= limits::input_bytes_max) return true;
     refuse(ErrorCode::body_too_large, bound("bytes of one request's items", limits::input_bytes_max), "input");
     return false;

@@ -1,6 +1,7 @@
 // Events to packed Cap'n Proto and back. Fields that have their default stay unset: a default is zero on the wire and
 // packing removes zeros. Every enumerator that is read is range-checked, because these bytes may be anybody's.
 
+#include "runtime/base/limits.h"
 #include "runtime/session/wire.h"
 
 namespace mainstay {
@@ -263,14 +264,23 @@ void write(wire::Event::Builder out, const Forked& e) {
 
 // --- reading ------------------------------------------------------------------------------------------------------
 
-ItemPtr read(wire::Item::Reader in) {
+// Elements of lists are counted: a list of structs that are empty costs no bytes, neither packed nor in the message,
+// and may claim any number of them.
+void take(size_t& room, size_t elements) {
+    if (elements > room) throw Malformed{"a batch with more elements than any that is written"};
+    room -= elements;
+}
+
+ItemPtr read(wire::Item::Reader in, size_t& room) {
     auto item = std::make_shared<Item>();
     item->kind = own(in.getKind());
     item->role = own(in.getRole());
     item->status = own(in.getStatus());
     item->text = text_of(in.getText());
-    if (in.hasMoreParts())
+    if (in.hasMoreParts()) {
+        take(room, in.getMoreParts().size());
         for (auto part : in.getMoreParts()) item->more_parts.push_back(text_of(part));
+    }
     if (in.hasCallId()) item->call_id = text_of(in.getCallId());
     if (in.hasName()) item->name = text_of(in.getName());
     if (in.hasServerLabel()) item->server_label = text_of(in.getServerLabel());
@@ -280,11 +290,11 @@ ItemPtr read(wire::Item::Reader in) {
     return item;
 }
 
-std::vector<ItemPtr> read(capnp::List<wire::Item>::Reader in) {
+std::vector<ItemPtr> read(capnp::List<wire::Item>::Reader in, size_t& room) {
     std::vector<ItemPtr> items;
-    // Reserved by what is there, not by what the list claims: a list of empty structs costs no bytes.
+    take(room, in.size());
     items.reserve(std::min<size_t>(in.size(), 64));
-    for (auto item : in) items.push_back(read(item));
+    for (auto item : in) items.push_back(read(item, room));
     return items;
 }
 
@@ -300,9 +310,9 @@ SessionCreated read(wire::Event::Created::Reader in) {
     return e;
 }
 
-InputAccepted read(wire::Event::InputAccepted::Reader in) {
+InputAccepted read(wire::Event::InputAccepted::Reader in, size_t& room) {
     InputAccepted e;
-    e.items = read(in.getItems());
+    e.items = read(in.getItems(), room);
     e.agent = text_of(in.getAgent());
     e.agent_version = in.getAgentVersion();
     e.principal = text_of(in.getPrincipal2());
@@ -316,10 +326,10 @@ InputAccepted read(wire::Event::InputAccepted::Reader in) {
     return e;
 }
 
-ModelStepSettled read(wire::Event::ModelStepSettled::Reader in) {
+ModelStepSettled read(wire::Event::ModelStepSettled::Reader in, size_t& room) {
     ModelStepSettled e;
     e.step = in.getStep();
-    e.items = read(in.getItems());
+    e.items = read(in.getItems(), room);
     if (in.hasUsage()) e.usage = wire::read(in.getUsage());
     e.model = text_of(in.getModel());
     e.finish_reason = text_of(in.getFinishReason());
@@ -329,11 +339,11 @@ ModelStepSettled read(wire::Event::ModelStepSettled::Reader in) {
     return e;
 }
 
-Event read(wire::Event::Reader in) {
+Event read(wire::Event::Reader in, size_t& room) {
     switch (in.which()) {
         case wire::Event::CREATED: return read(in.getCreated());
-        case wire::Event::INPUT_ACCEPTED: return read(in.getInputAccepted());
-        case wire::Event::MODEL_STEP_SETTLED: return read(in.getModelStepSettled());
+        case wire::Event::INPUT_ACCEPTED: return read(in.getInputAccepted(), room);
+        case wire::Event::MODEL_STEP_SETTLED: return read(in.getModelStepSettled(), room);
         case wire::Event::TOOL_INTENT: {
             auto e = in.getToolIntent();
             return ToolIntent{e.getCall(), own(e.getEffect()), e.getTimeoutMs()};
@@ -382,7 +392,7 @@ Event read(wire::Event::Reader in) {
         }
         case wire::Event::ITEMS_ADDED: {
             auto e = in.getItemsAdded();
-            return ItemsAdded{read(e.getItems()), text_of(e.getPrincipal6())};
+            return ItemsAdded{read(e.getItems(), room), text_of(e.getPrincipal6())};
         }
         case wire::Event::METADATA_SET: return MetadataSet{text_of(in.getMetadataSet())};
         case wire::Event::DELETED: return SessionDeleted{text_of(in.getDeleted())};
@@ -418,9 +428,11 @@ Result<EventBatch> decode_batch(std::string_view bytes) {
         auto in = message.getRoot<wire::EventBatch>();
         batch.at = in.getAt();
         batch.turn = TurnNo{in.getTurn()};
+        size_t room = limits::batch_elements_max;
         auto list = in.getEvents();
+        take(room, list.size());
         batch.events.reserve(std::min<size_t>(list.size(), 64));
-        for (auto event : list) batch.events.push_back(read(event));
+        for (auto event : list) batch.events.push_back(read(event, room));
         if (batch.events.empty()) throw Malformed{"a batch without events"};
     });
     if (error) return Error{ErrorCode::journal_damaged, std::move(*error), {}};

@@ -95,18 +95,24 @@ Result<Session> Session::decode_head(SessionKey key, std::string_view bytes, std
         if (in.getFormat() != head_format) throw wire::Malformed{"a head of another format"};
         if (in.getTenant() != key.tenant.value) throw wire::Malformed{"a head of another tenant"};
         session.sequence_ = Sequence{in.getSequence()};
+        if (session.sequence_.value == 0) return;  // nothing has happened yet
         session.deleted_ = in.getDeleted();
-        session.exists_ = !session.deleted_ && session.sequence_.value != 0;
+        session.exists_ = !session.deleted_;
+        session.children_ = in.getChildren();
+        session.created_.tenant = key.tenant;
+        if (!session.deleted_ || session.children_ != 0)
+            session.created_.parent = wire::session_of(in.getParentFamily(), in.getParentSession());
+        if (session.created_.parent.valid())
+            session.turn_base_ = session.created_.parent_turn = TurnNo{in.getParentTurn()};
+        if (in.getTurnBase() != session.turn_base_.value && !session.deleted_)
+            throw wire::Malformed{"the turns of the head do not begin where its parent's end"};
+        if (session.deleted_) return;  // as it is written: a tombstone says no more
         session.created_at_ = in.getCreatedAt();
         session.now_ = in.getUpdatedAt();
-        session.created_.tenant = key.tenant;
         session.created_.principal = wire::text_of(in.getPrincipal());
         session.created_.metadata = wire::text_of(in.getMetadata());
-        session.created_.parent = wire::session_of(in.getParentFamily(), in.getParentSession());
-        session.created_.parent_turn = TurnNo{in.getParentTurn()};
         session.created_.ephemeral = in.getEphemeral();
         session.created_.conversation = in.getConversation();
-        session.turn_base_ = TurnNo{in.getTurnBase()};
         session.turns_settled_ = in.getTurnsSettled();
         session.items_settled_ = in.getItemsSettled();
         if (in.hasUsage()) session.usage_ = wire::read(in.getUsage());
@@ -116,20 +122,21 @@ Result<Session> Session::decode_head(SessionKey key, std::string_view bytes, std
         session.summary_ = wire::text_of(in.getSummary());
         session.agent_ = wire::text_of(in.getAgent());
         session.stream_reserved_ = in.getStreamReserved();
-        session.children_ = in.getChildren();
         for (auto batch : in.getOpenBatches())
             batches.push_back(OpenBatchBytes{Sequence{batch.getFirstSequence()}, wire::bytes_of(batch.getBytes())});
     });
     auto damaged = [](std::string what) { return Error{ErrorCode::state_damaged, std::move(what), {}}; };
     if (error) return damaged(std::move(*error));
-    if (session.deleted_ && !batches.empty()) return damaged("a deleted session has no open turn");
     session.last_turn_ = session.turn_base_;
+    Sequence reached;  // open batches are written in the order of the journal, once each
     for (const OpenBatchBytes& raw : batches) {
         auto batch = decode_batch(raw.bytes);
         if (!batch) return damaged("an open batch: " + batch.error().message);
-        if (raw.first_sequence.value == 0 || raw.first_sequence.value > session.sequence_.value ||
+        if (raw.first_sequence <= reached || raw.first_sequence > session.sequence_ ||
+            session.sequence_.value - raw.first_sequence.value < batch->events.size() - 1 || batch->at > session.now_ ||
             batch->turn.value == 0 || !session.apply_batch(*batch, raw.first_sequence, true))
             return damaged("an open batch does not fit its head");
+        reached = Sequence{raw.first_sequence.value + batch->events.size() - 1};
     }
     const uint64_t last = uint64_t{session.turn_base_.value} + session.turns_settled_ + session.open_.size();
     if (last > UINT32_MAX || session.last_turn_.value > last || session.compacted_to_.value > last)

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "runtime/base/limits.h"
 #include "runtime/session/packing.h"
 
 namespace mainstay::wire {
@@ -87,10 +88,10 @@ std::string pack_message(const std::function<void(capnp::MessageBuilder&)>& buil
 
 std::optional<std::string> unpack_message(std::string_view bytes,
                                           const std::function<void(capnp::MessageReader&)>& read) {
-    const size_t words_max = bytes.size() + 8192;  // a word is eight bytes
+    const size_t words_max = bytes.size() + limits::batch_unpacked_bytes_max / 8;  // a word is eight bytes
     const std::optional<size_t> words = unpacked_words(bytes);
     if (!words) return "the packed bytes end in the middle";
-    if (*words > words_max) return "the message unpacks to more than eight times its size";
+    if (*words > words_max) return "the message unpacks to more than any that is written";
     try {
         std::unique_ptr<capnp::word[]> large;
         capnp::word* unpacked = scratch_read;

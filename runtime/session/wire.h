@@ -41,8 +41,8 @@ void write(Usage::Builder out, const mainstay::Usage& usage);
 mainstay::Usage read(Usage::Reader in);
 
 std::string pack_message(const std::function<void(capnp::MessageBuilder&)>& build);
-/// Runs `read` over the unpacked message; what went wrong, or nothing. Bounds: eight times the packed size (and 64 KiB,
-/// for small batches of empty structs) may be traversed, 64 levels deep.
+/// Runs `read` over the unpacked message; what went wrong, or nothing. Bounds: eight times the packed size and
+/// batch_unpacked_bytes_max (what is mostly zeros packs to nearly nothing) may be traversed, 64 levels deep.
 std::optional<std::string> unpack_message(std::string_view bytes,
                                           const std::function<void(capnp::MessageReader&)>& read);
 

@@ -17,8 +17,6 @@ void batch(std::string_view bytes) {
     auto first = decode_batch(bytes);
     if (!first) return;
     auto again = decode_batch(encode(*first));
-    // Hundreds of events without any content unpack to more than a reader allows; no session writes such a batch.
-    if (!again && first->events.size() > 128) return;
     if (!again || batch_json(*again, Sequence{1}) != batch_json(*first, Sequence{1})) std::abort();
     // A batch that fits an empty session makes one that can be asked anything.
     Session session(key);

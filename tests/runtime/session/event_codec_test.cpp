@@ -98,7 +98,49 @@ TEST_CASE("event codec: a few bytes that unpack to a great many are refused") {
     for (int i = 0; i < 100'000; ++i) bomb.append(std::string("\0\xff", 2));
     auto batch = decode_batch(bomb);
     REQUIRE_FALSE(batch.ok());
-    CHECK(batch.error().message.find("eight times") != std::string::npos);
+    CHECK(batch.error().message.find("unpacks to more") != std::string::npos);
+}
+
+TEST_CASE("event codec: a text of nothing but NUL comes back, though it packs to nearly nothing") {
+    for (size_t size : {size_t{1000}, size_t{70'000}, limits::input_bytes_max, limits::model_step_bytes_max}) {
+        EventBatch batch;
+        batch.turn = TurnNo{1};
+        auto item = std::make_shared<Item>();
+        item->text = std::string(size, '\0');
+        batch.events = {InputAccepted{}};
+        std::get<InputAccepted>(batch.events[0]).items = {item};
+        const std::string bytes = encode(batch);
+        CHECK(bytes.size() < size / 8);
+        auto again = decode_batch(bytes);
+        REQUIRE_MESSAGE(again.ok(), (again.ok() ? "" : again.error().message));
+        CHECK(std::get<InputAccepted>(again->events[0]).items[0]->text == item->text);
+    }
+}
+
+TEST_CASE("event codec: elements that cost no bytes are counted") {
+    EventBatch batch;
+    batch.turn = TurnNo{1};
+    auto item = std::make_shared<Item>();
+    item->more_parts.resize(limits::input_parts_max);
+    batch.events = {ItemsAdded{std::vector<ItemPtr>(3, item), "ann"}};
+    CHECK(decode_batch(encode(batch)).ok());
+    batch.events = {ItemsAdded{std::vector<ItemPtr>(5, item), "ann"}};
+    CHECK_FALSE(decode_batch(encode(batch)).ok());
+    batch.events.assign(limits::batch_elements_max, Decision{});
+    CHECK(decode_batch(encode(batch)).ok());
+    batch.events.emplace_back(Decision{});
+    CHECK_FALSE(decode_batch(encode(batch)).ok());
+
+    // A list of a million structs of no size, in a message of five words.
+    const uint64_t table = 5ull << 32;
+    const uint64_t words[] = {2ull << 32 | 1ull << 48, 1, 1, 1 | 7ull << 32, (1ull << 20) << 2};
+    std::string hollow(packed_size_max(6), '\0');
+    size_t size = pack_words(&table, 1, hollow.data());
+    size += pack_words(words, 5, hollow.data() + size);
+    hollow.resize(size);
+    auto refused = decode_batch(hollow);
+    REQUIRE_FALSE(refused.ok());
+    CHECK(refused.error().message.find("more elements") != std::string::npos);
 }
 
 TEST_CASE("packing: words come back, whatever their zeros") {

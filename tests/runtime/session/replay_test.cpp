@@ -4,6 +4,7 @@
 #include <map>
 
 #include "runtime/session/random_history.h"
+#include "runtime/session/wire.h"
 
 using namespace mainstay;
 using namespace mainstay::test;
@@ -100,4 +101,72 @@ TEST_CASE("session: a damaged head is refused or read, and never thrown about") 
     CHECK(refused > 100);
     CHECK(Session::decode_head(SessionKey{TenantId{8}, test_key().session}, head).error().code ==
           ErrorCode::state_damaged);
+}
+
+TEST_CASE("session: a head that no session writes is refused, or read as the one that it would write") {
+    struct Case {
+        const char* name;
+        void (*change)(wire::Head::Builder);
+        bool accepted;
+    };
+    const Case cases[] = {
+        {"as it is", [](wire::Head::Builder) {}, true},
+        {"nothing has happened", [](wire::Head::Builder head) { head.setSequence(0); }, true},
+        {"a tombstone that says too much", [](wire::Head::Builder head) { head.setDeleted(true); }, true},
+        {"a tombstone with a parent and no fork",
+         [](wire::Head::Builder head) {
+             head.setDeleted(true);
+             head.setParentFamily(5);
+             head.setParentSession(wire::as_data("0123456789abcdef"));
+             head.setParentTurn(3);
+             head.setTurnBase(3);
+         },
+         true},
+        {"a parent's turn without a parent", [](wire::Head::Builder head) { head.setParentTurn(3); }, true},
+        {"a beginning without a parent", [](wire::Head::Builder head) { head.setTurnBase(3); }, false},
+        {"a beginning elsewhere than the parent's end",
+         [](wire::Head::Builder head) {
+             head.setParentFamily(5);
+             head.setParentSession(wire::as_data("0123456789abcdef"));
+             head.setParentTurn(3);
+         },
+         false},
+        {"batches out of order",
+         [](wire::Head::Builder head) {
+             const auto first = head.getOpenBatches()[0].getFirstSequence();
+             head.getOpenBatches()[0].setFirstSequence(head.getOpenBatches()[1].getFirstSequence());
+             head.getOpenBatches()[1].setFirstSequence(first);
+         },
+         false},
+        {"a batch twice",
+         [](wire::Head::Builder head) {
+             head.getOpenBatches()[1].setFirstSequence(head.getOpenBatches()[0].getFirstSequence());
+         },
+         false},
+        {"a batch of later", [](wire::Head::Builder head) { head.setUpdatedAt(1); }, false},
+        {"a batch behind the head", [](wire::Head::Builder head) { head.setSequence(head.getSequence() - 1); }, false},
+    };
+    Rig rig;
+    rig.submit("one");
+    rig.model("done");
+    rig.submit("two");
+    rig.model("", {run_call()});
+    const std::string head = rig.session.encode_head();
+    for (const Case& each : cases) {
+        CAPTURE(each.name);
+        capnp::MallocMessageBuilder message;
+        REQUIRE_FALSE(
+            wire::unpack_message(head, [&](capnp::MessageReader& in) { message.setRoot(in.getRoot<wire::Head>()); }));
+        each.change(message.getRoot<wire::Head>());
+        const std::string bytes = wire::pack_message(
+            [&](capnp::MessageBuilder& out) { out.setRoot(message.getRoot<wire::Head>().asReader()); });
+        auto session = Session::decode_head(test_key(), bytes);
+        REQUIRE(session.ok() == each.accepted);
+        if (!session) continue;
+        const std::string again = session->encode_head();
+        auto second = Session::decode_head(test_key(), again);
+        REQUIRE_MESSAGE(second.ok(), (second.ok() ? "" : second.error().message));
+        CHECK(second->encode_head() == again);
+        CHECK(second->exists() == session->exists());
+    }
 }
