@@ -69,7 +69,9 @@ namespace mainstay {
     X(tool_timeout,                504, "turn_error",            true) \
     X(tool_protocol_error,         502, "turn_error",            true) \
     X(tool_result_too_large,       422, "turn_error",            false) \
-    X(tool_outcome_unknown,        409, "turn_error",            false)
+    X(tool_outcome_unknown,        409, "turn_error",            false) \
+    /* models of our own */ \
+    X(model_not_loadable,          503, "server_error",          false)
 // clang-format on
 
 enum class ErrorCode : uint16_t {

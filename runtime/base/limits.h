@@ -139,6 +139,27 @@ constexpr uint32_t retry_after_ms_max = 3600'000;  // an upstream that asks for 
 constexpr uint32_t tool_call_timeout_ms_max = 3600'000;
 constexpr uint32_t protocol_retries_max = 2;  // of a step whose upstream broke the protocol
 
+// --- models and token devices -----------------------------------------------------------------------------------
+constexpr size_t model_config_bytes_max = 1024 * 1024;             // config.json
+constexpr size_t safetensors_header_bytes_max = 32 * 1024 * 1024;  // JSON of one file
+constexpr size_t safetensors_index_bytes_max = 32 * 1024 * 1024;   // model.safetensors.index.json
+constexpr size_t safetensors_tensors_max = 65'536;                 // of one file
+constexpr size_t safetensors_shards_max = 1024;                    // files of one model
+constexpr size_t tensor_rank_max = 8;                              // dimensions of one tensor
+constexpr size_t tensor_name_bytes_max = 512;
+constexpr uint32_t model_layers_max = 1024;
+constexpr uint32_t model_width_max = 65'536;          // hidden_size, and heads * head_dim
+constexpr uint32_t model_feed_forward_max = 262'144;  // intermediate_size
+constexpr uint32_t model_vocabulary_max = 1'048'576;
+constexpr uint32_t model_head_dim_max = 512;
+constexpr uint32_t model_context_max = 16 * 1024 * 1024;
+constexpr uint32_t device_threads_max = 256;
+constexpr uint32_t device_block_tokens_max = 128;
+constexpr uint32_t device_blocks_max = 16 * 1024 * 1024;
+constexpr uint32_t device_rows_max = 1024;    // sequences of one step
+constexpr uint32_t device_tokens_max = 8192;  // tokens of one step
+constexpr uint32_t device_spin_us_max = 20;   // a device's thread that waits longer for the others sleeps
+
 static_assert(input_bytes_max < http_body_bytes_max);
 static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
