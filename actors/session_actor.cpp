@@ -123,7 +123,7 @@ void SessionActor::load_window() {
 }
 
 void SessionActor::count_busy() {
-    const bool busy = model_ || !tools_.empty() || !gate_.empty();
+    const bool busy = model_ || !tools_.empty() || !gate_.empty() || !gate_.is_committed(last());
     if (busy == counted_busy_) return;
     counted_busy_ = busy;
     busy ? node_.sessions_busy.fetch_add(1) : node_.sessions_busy.fetch_sub(1);
@@ -178,6 +178,7 @@ Decided SessionActor::decide(CommandContext context, CommandBody body) {
         append.turn = decided.batch->turn;
         append.payload = encode(*decided.batch);
         append.target = ack_target_;
+        append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
         crash_point("session.before_append");
         node_.store.append(std::move(append));
         crash_point("session.after_append");

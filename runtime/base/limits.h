@@ -53,8 +53,9 @@ constexpr uint64_t wait_duration_ms_max = 366ull * 24 * 3600 * 1000;
 constexpr uint64_t idempotency_key_lifetime_ms = 24ull * 3600 * 1000;
 constexpr size_t recent_keys_max = 1024;  // keys that a session may hold before they are in LMDB
 constexpr size_t forks_depth_max = 1024;
-constexpr size_t input_parts_max = 4096;                       // text parts of one request's items
-constexpr size_t batch_elements_max = 16 * 1024;               // events, items and parts of one batch
+constexpr size_t recent_forks_max = 64;           // children by which a session knows a fork that is asked for again
+constexpr size_t input_parts_max = 4096;          // text parts of one request's items
+constexpr size_t batch_elements_max = 16 * 1024;  // events, items and parts of one batch
 constexpr size_t batch_unpacked_bytes_max = 16 * 1024 * 1024;  // what a batch of any packed size may unpack to
 
 // --- the store --------------------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ struct Append {
     TurnNo turn;
     std::string payload;
     std::shared_ptr<AckTarget> target;  // may be null
+    /// How many sessions are at work and so may append soon: under load a group waits a moment for some of them. A hint.
+    uint32_t companions = 0;
 };
 
 /// Everything that the store has of a session: enough to build it again.

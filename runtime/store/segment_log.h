@@ -1,12 +1,14 @@
 #pragma once
 // The journal of one partition on disk: pre-zeroed segments, one writer thread, one synced write per group. A group is
-// what arrived while the one before was being synced, so the disk sets the pace and there is no timer. Nothing of a
-// group is handed on or acknowledged before its sync has returned; a write or sync that fails ends the process.
+// what arrived while the one before was being synced, so the disk sets the pace; under load it also waits a moment for a
+// part of the sessions that are at work (gather()), because a sync costs more than that wait. Nothing of a group is
+// handed on or acknowledged before its sync has returned; a write or sync that fails ends the process.
 //
 // Three threads: any thread appends (encodes under a short mutex), the writer writes, syncs, hands on and acknowledges,
 // the preparer zeroes and recycles segments so that the writer never waits for an allocation.
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -41,6 +43,7 @@ struct SegmentLogConfig {
     size_t segment_bytes = limits::segment_bytes;
     size_t segments_ready_min = limits::segments_ready_min;
     size_t group_bytes_max = limits::group_bytes_max;
+    uint32_t group_gather_us = limits::group_gather_us;  // 0: never waits
     size_t disk_reserve_bytes = limits::disk_reserve_bytes;
     bool direct = true;
     AbortHook abort;
@@ -123,6 +126,7 @@ class SegmentLog {
     void set_base(uint64_t base);
 
     void write_loop();
+    void gather(Lock& lock);
     bool open_next_segment(Lock& lock);
     bool write_group(Staging& group, DirectFile& file);
     void hand_on(Staging& group, uint64_t end_lsn, uint64_t appended_count);
@@ -143,6 +147,8 @@ class SegmentLog {
     mutable std::mutex mutex_;
     std::condition_variable writer_wakes_, prepared_, preparer_wakes_;
     bool writer_sleeps_ = false;
+    size_t gather_goal_ = 0;   // records that the gathering writer waits for; 0: it does not
+    uint32_t companions_ = 0;  // as the newest append says
     bool stopping_ = false;
     bool roll_wanted_ = false;
     uint64_t rolled_count_ = 0;
@@ -161,6 +167,8 @@ class SegmentLog {
     size_t block_ = 512;
 
     Staging writing_;       // writer only
+    std::chrono::steady_clock::time_point taken_at_{};  // writer only: when the last group was taken
+    double records_per_us_ = 0;                         // writer only: arrivals, over the last few groups
     AlignedBuffer header_;  // writer only
     std::atomic<uint64_t> durable_lsn_{0};
     std::atomic<bool> dead_{false};
