@@ -91,8 +91,7 @@ void SessionActor::activate() {
     // Whatever was in flight when the last incarnation ended has no answer to come.
     if (session_->open_turn() != nullptr) follow_up(decide(context("system"), Recover{}));
     // store: false, and the process ended between the answer and the deletion that follows it.
-    if (session_->ephemeral() && session_->exists() && session_->idle() && session_->tip().value > 0)
-        decide(context("system"), DeleteSession{});
+    if (session_->disposable(node_.clock.now_ms())) decide(context("system"), DeleteSession{});
     drive();
 }
 
@@ -203,8 +202,8 @@ void SessionActor::answer_settled(TurnPtr turn) {
     crash_point("session.before_answer");
     watch_.settle(make_answer(std::move(turn)));
     crash_point("session.after_answer");
-    // store: false. The answer has left; nobody can ask for it again.
-    if (session_->ephemeral() && session_->exists() && session_->idle()) decide(context("system"), DeleteSession{});
+    // store: false. The answer has left; nobody can ask for it again, except under its idempotency key.
+    if (session_->disposable(node_.clock.now_ms())) decide(context("system"), DeleteSession{});
 }
 
 TurnAnswer SessionActor::make_answer(TurnPtr turn) const {

@@ -30,7 +30,8 @@ SessionInfo SessionActor::info() const {
 }
 
 void SessionActor::on(ReadTurn& ask) {
-    if (ask.turn < history_.first_own() || !session_->exists())
+    const bool unstored = session_->ephemeral() && session_->idle();  // kept for its idempotency key only
+    if (ask.turn < history_.first_own() || !session_->exists() || unstored)
         return ask.done(Error{ErrorCode::response_not_found, "there is no such response", {}});
     auto turn = find_turn(ask.turn);
     if (!turn.ok()) return ask.done(turn.error());

@@ -58,7 +58,9 @@ caf::behavior timer_actor(caf::stateful_actor<TimerState>* self, NodeContext* no
     return {
         [self, node](const ArmTimer& request) {
             if (request.only) disarm(self->state, request.key);
-            if (request.at != 0) arm(self->state, request.key, request.at);
+            // One that sleeps far beyond the horizon costs no memory: the due table has it when its time comes near.
+            const bool far = request.only && request.at > node->clock.now_ms() + 60 * horizon_ms;
+            if (request.at != 0 && !far) arm(self->state, request.key, request.at);
             schedule_tick(self, *node);
         },
         [self, node](wake_atom) {

@@ -167,6 +167,8 @@ struct Head {
   compactedTurns @23 :UInt32;
   turnBase @24 :UInt32;         # for a fork: the parent's turn count at the fork
   wakeAt @25 :UInt64;           # under which the session stands in the due table; 0: it does not
+  keepUntil @26 :UInt64;        # ephemeral, with an idempotency key: its answer is kept until the key expires; 0: it is not
+  noted @27 :UInt32;            # kinds of refusals recorded since the last turn ended (one bit each)
 }
 
 struct MemoryEntry { key @0 :Text; value @1 :Text; }

@@ -1,5 +1,7 @@
 // Commands about the session and what goes into it.
 
+#include <algorithm>
+
 #include "runtime/base/limits.h"
 #include "runtime/session/decider.h"
 
@@ -30,7 +32,7 @@ bool Decider::items_fit(const std::vector<ItemPtr>& items) {
 }
 
 void Decider::decide(const CreateSession& command) {
-    if (session_.exists_) return refuse(ErrorCode::conflict, "the session exists");
+    if (session_.exists_) return refuse_noted(ErrorCode::conflict, "the session exists");
     if (!items_fit(command.items)) return;
     if (command.created.metadata.size() > limits::options_bytes_max)
         return refuse(ErrorCode::invalid_request, bound("bytes of metadata", limits::options_bytes_max), "metadata");
@@ -52,7 +54,7 @@ bool Decider::key_admits(const SubmitInput& command) {
         known = command.known_key;
     if (!known) return true;
     if (known->request_digest != context_.request_digest) {
-        refuse(ErrorCode::idempotency_key_reused, "the idempotency key was used for another request");
+        refuse_noted(ErrorCode::idempotency_key_reused, "the idempotency key was used for another request");
         return false;
     }
     decided_.repeated = true;
@@ -63,6 +65,11 @@ bool Decider::key_admits(const SubmitInput& command) {
 void Decider::decide(const SubmitInput& command) {
     if (!session_.exists_ && !command.create) return refuse(ErrorCode::session_not_found, "no such session");
     if (!key_admits(command) || !items_fit(command.input.items)) return;
+    // To everybody but a repetition it is gone as soon as it is idle, even while it is kept for its key.
+    if (session_.exists_ && session_.ephemeral() && session_.last_turn_ > session_.turn_base_)
+        return command.after_turn
+                   ? refuse(ErrorCode::previous_response_not_found, "the previous response was not stored")
+                   : refuse(ErrorCode::session_not_found, "no such session");
     if (command.input.options.size() > limits::options_bytes_max)
         return refuse(ErrorCode::invalid_request, bound("bytes of options", limits::options_bytes_max));
     const bool create = !session_.exists_;
@@ -71,6 +78,7 @@ void Decider::decide(const SubmitInput& command) {
 
     TurnNo last = session_.last_turn_;
     if (create) last = command.create->parent.valid() ? command.create->parent_turn : TurnNo{0};
+    // No decision record: the shell forks, and the fork is the record.
     if (command.after_turn && (*command.after_turn != last || !session_.open_.empty()))
         return refuse(ErrorCode::conflict, "the previous response is not the idle tip of the session");
     if (session_.open_.size() > limits::input_queue_max)
@@ -114,7 +122,13 @@ void Decider::decide(const ForkSession& command) {
     if (command.at > session_.last_turn_) return refuse(ErrorCode::response_not_found, "the session has no such turn");
     // A turn that was cancelled while it waited may be settled before older ones: what a fork shares must not change.
     if (!session_.open_.empty() && command.at >= session_.open_.front().turn.no)
-        return refuse(ErrorCode::conflict, "the turn or one before it is not settled yet");
+        return refuse_noted(ErrorCode::conflict, "the turn or one before it is not settled yet");
+    // A request that is repeated before its child is there names the same child again.
+    if (std::find(session_.recent_forks_.begin(), session_.recent_forks_.end(), command.child) !=
+        session_.recent_forks_.end()) {
+        decided_.repeated = true;
+        return;
+    }
     emit(Forked{command.child, command.at});
 }
 

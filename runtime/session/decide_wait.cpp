@@ -16,7 +16,10 @@ void Decider::resolve_wait(const OpenWait& wait, WaitOutcome outcome, const std:
 // Everything that is due goes into one batch, except that a deadline is looked at only when no wait was due: a wait
 // that ends moves it.
 void Decider::decide(const Tick&) {
-    if (session_.open_.empty()) return;
+    if (session_.open_.empty()) {
+        if (session_.keep_until_ != 0 && session_.disposable(now_)) emit(SessionDeleted{context_.principal});
+        return;
+    }
     const TurnProgress& turn = session_.open_.front();
     std::vector<const OpenWait*> due;
     for (const OpenWait& wait : turn.waits.all())

@@ -40,7 +40,7 @@ bool Decider::admits(const CommandBody& body) {
                 return false;
             }
             if (context_.deadline != 0 && now_ > context_.deadline) {
-                refuse(ErrorCode::request_timeout, "the deadline of the request has passed");
+                refuse_noted(ErrorCode::request_timeout, "the deadline of the request has passed");
                 return false;
             }
             return true;
@@ -56,10 +56,10 @@ void Decider::refuse_noted(ErrorCode code, std::string message) {
     refuse(code, message);
     const auto noted = noted_of(error_name(code));
     INVARIANT(noted, "a noted refusal has a bit");
-    if (session_.open_.empty()) return;
-    const TurnProgress& turn = session_.open_.front();
-    if (turn.noted & static_cast<uint32_t>(*noted)) return;
-    begin(turn);
+    if (!session_.exists_) return;
+    const TurnProgress* turn = session_.open_.empty() ? nullptr : &session_.open_.front();
+    if ((turn ? turn->noted : session_.noted_) & static_cast<uint32_t>(*noted)) return;
+    if (turn) begin(*turn);
     emit(Decision{std::string(error_name(code)), clip(context_.principal, limits::name_bytes_max), std::move(message)});
 }
 

@@ -42,7 +42,7 @@ class Decider {
 
   private:
     void refuse(ErrorCode code, std::string message, std::string param = {});
-    /// Refuses and records it, once for each open turn and code.
+    /// Refuses and records it, once for each open turn and code, and once between two turns.
     void refuse_noted(ErrorCode code, std::string message);
     bool items_fit(const std::vector<ItemPtr>& items);
     bool key_admits(const SubmitInput& command);

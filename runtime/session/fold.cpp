@@ -108,8 +108,9 @@ class Folding {
     void put_head(const std::string& prefix) {
         std::vector<Session::RawBatch> batches;
         if (session_.deleted()) {
-            // An ephemeral session has an id that nobody can ask for again, and there are many: it leaves nothing.
-            if (session_.ephemeral()) {
+            // An ephemeral session has an id that nobody can ask for again, and there are many: it leaves nothing. Only
+            // forks look for their parent, and a key that lives on would make the session anew.
+            if (session_.forgettable()) {
                 rows_.push_back(RowOp{Table::head, prefix, std::nullopt, false});
                 return;
             }

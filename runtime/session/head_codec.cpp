@@ -80,6 +80,8 @@ std::string Session::encode_head(const std::vector<RawBatch>& open_batches) cons
         put_text(agent_, [&](auto text) { out.setAgent(text); });
         out.setStreamReserved(stream_reserved_);
         out.setWakeAt(wake_at());
+        out.setKeepUntil(keep_until_);
+        out.setNoted(noted_);
     });
 }
 
@@ -122,6 +124,8 @@ Result<Session> Session::decode_head(SessionKey key, std::string_view bytes, std
         session.summary_ = wire::text_of(in.getSummary());
         session.agent_ = wire::text_of(in.getAgent());
         session.stream_reserved_ = in.getStreamReserved();
+        session.keep_until_ = in.getKeepUntil();
+        session.noted_ = in.getNoted();
         for (auto batch : in.getOpenBatches())
             batches.push_back(OpenBatchBytes{Sequence{batch.getFirstSequence()}, wire::bytes_of(batch.getBytes())});
     });

@@ -49,11 +49,14 @@ bool Session::apply_batch(const EventBatch& batch, Sequence first_sequence, bool
     Sequence sequence = first_sequence;
     TurnProgress* turn = batch.turn.value == 0 ? nullptr : find_open(batch.turn);
     for (const Event& event : batch.events) {
+        if (const auto* e = std::get_if<Decision>(&event); e && batch.turn.value == 0)
+            if (auto refusal = noted_of(e->code)) noted_ |= static_cast<uint32_t>(*refusal);
         const bool opens = std::holds_alternative<InputAccepted>(event) || std::holds_alternative<ItemsAdded>(event);
         if (opens) {
             const bool next = replay ? batch.turn > turn_base_ : batch.turn.value == last_turn_.value + 1;
             if (turn || !next) return false;
             last_turn_ = std::max(last_turn_, batch.turn);
+            if (!replay) noted_ = 0;
             turn = &open_.emplace_back();
             turn->turn.no = batch.turn;
         }
@@ -83,11 +86,18 @@ bool Session::apply_event(const Event& event, TurnProgress* turn, Sequence seque
         if (const auto* e = std::get_if<SessionCreated>(&event)) return create(*e, at);
         if (!exists_) return false;
         if (const auto* e = std::get_if<MemorySet>(&event)) set_memory(*e);
-        if (const auto* e = std::get_if<InputAccepted>(&event)) agent_ = e->agent;
+        if (const auto* e = std::get_if<InputAccepted>(&event)) {
+            agent_ = e->agent;
+            if (created_.ephemeral && e->key) keep_until_ = at + limits::idempotency_key_lifetime_ms;
+        }
         if (const auto* e = std::get_if<MetadataSet>(&event)) created_.metadata = e->metadata;
         if (const auto* e = std::get_if<StreamReserved>(&event))
             stream_reserved_ = std::max(stream_reserved_, e->below);
-        if (std::holds_alternative<Forked>(event)) ++children_;
+        if (const auto* e = std::get_if<Forked>(&event)) {
+            ++children_;
+            if (recent_forks_.size() == limits::recent_forks_max) recent_forks_.erase(recent_forks_.begin());
+            recent_forks_.push_back(e->child);
+        }
         if (const auto* e = std::get_if<Compacted>(&event)) {
             if (e->up_to > last_turn_) return false;
             compacted_to_ = e->up_to;
@@ -143,6 +153,7 @@ void Session::start_next() {
 
 Pending Session::pending() const {
     Pending pending;
+    pending.wake_at = wake_at();
     if (open_.empty()) return pending;
     const TurnProgress& progress = open_.front();
     const TurnNo no = progress.turn.no;
@@ -165,7 +176,6 @@ Pending Session::pending() const {
                                         item.name, item.arguments, call.effect, call.timeout_ms,
                                         call_key(key_, no, call.index)});
     }
-    pending.wake_at = progress.wake_at(now_);
     return pending;
 }
 
@@ -187,7 +197,17 @@ TurnNo Session::parent_turn() const { return turn_base_; }
 uint32_t Session::children() const { return children_; }
 uint64_t Session::stream_reserved() const { return stream_reserved_; }
 TimeMs Session::now() const { return now_; }
-TimeMs Session::wake_at() const { return open_.empty() ? 0 : open_.front().wake_at(now_); }
+
+bool Session::disposable(TimeMs now) const {
+    return exists_ && created_.ephemeral && open_.empty() && last_turn_ > turn_base_ && now >= keep_until_;
+}
+
+bool Session::forgettable() const { return deleted_ && created_.ephemeral && children_ == 0 && now_ >= keep_until_; }
+
+TimeMs Session::wake_at() const {
+    if (!open_.empty()) return open_.front().wake_at(now_);
+    return exists_ ? keep_until_ : 0;
+}
 
 TurnNo Session::tip() const {
     TurnNo no = last_turn_;

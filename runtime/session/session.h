@@ -105,8 +105,12 @@ class Session {
     const std::unordered_map<std::string, std::string>& memory() const;
     uint64_t item_count() const;  // of settled turns
     const Usage& usage() const;   // sum over settled turns
-    bool ephemeral() const;       // to be deleted by a command of its own once its answer has left
-    SessionId parent() const;     // of a fork; invalid: a root
+    bool ephemeral() const;       // store: false; takes one turn
+    /// An ephemeral session that has done its work: to be deleted by a command of its own once its answer has left. One
+    /// whose turn came under an idempotency key first outlives the key, because until then a repetition is owed the
+    /// same answer and nothing may run twice; the Tick at wake_at() deletes it.
+    bool disposable(TimeMs now) const;
+    SessionId parent() const;  // of a fork; invalid: a root
     /// Turns up to this one are the parent's (their ids too); the first own turn has the next number. A reader that
     /// looks for an earlier one walks up: parent(), and from there on again. 0: none.
     TurnNo parent_turn() const;
@@ -148,6 +152,8 @@ class Session {
     // --- for the fold -----------------------------------------------------------------------------------------
     /// As apply(), for bytes that nobody vouches for: false if the batch does not fit, and then the state is undefined.
     bool try_apply(const EventBatch& batch, Sequence first_sequence);
+    /// Deleted, and nobody will ever ask for it: its head may go as well.
+    bool forgettable() const;
     /// No window and no copies of open batches: the fold has their bytes. encode_head() must then be given them.
     void forget_history();
     struct RawBatch {
@@ -171,9 +177,10 @@ class Session {
     SessionKey key_;
     SessionCreated created_;
     bool exists_ = false, deleted_ = false, keep_history_ = true;
-    TimeMs created_at_ = 0, now_ = 0;
+    TimeMs created_at_ = 0, now_ = 0, keep_until_ = 0;
     Sequence sequence_;
     uint32_t turns_settled_ = 0, children_ = 0;
+    uint32_t noted_ = 0;  // refusals recorded while no turn is open (bit set of Noted)
     uint64_t items_settled_ = 0, stream_reserved_ = 0;
     TurnNo turn_base_, last_turn_, compacted_to_;
     Usage usage_;
@@ -182,6 +189,7 @@ class Session {
     std::vector<TurnProgress> open_;  // by number; the first is in progress, the others are queued
     Window window_;
     RecentKeys keys_;
+    std::vector<SessionId> recent_forks_;  // newest last, bounded; a head does not carry them
 };
 
 }  // namespace mainstay

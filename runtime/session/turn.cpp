@@ -26,6 +26,9 @@ std::optional<Noted> noted_of(std::string_view code) {
     if (code == error_name(ErrorCode::input_queue_full)) return Noted::queue_full;
     if (code == error_name(ErrorCode::session_busy)) return Noted::busy;
     if (code == error_name(ErrorCode::apply_backlog_full)) return Noted::keys_full;
+    if (code == error_name(ErrorCode::conflict)) return Noted::conflict;
+    if (code == error_name(ErrorCode::idempotency_key_reused)) return Noted::key_reused;
+    if (code == error_name(ErrorCode::request_timeout)) return Noted::too_late;
     return std::nullopt;
 }
 

@@ -91,8 +91,9 @@ struct TurnProgress {
     void set_call_item(uint32_t index, ItemStatus status, const std::string& output, const std::string& error);
 };
 
-/// Refusals of which a turn records the first only: overload must not fill the journal.
-enum class Noted : uint32_t { queue_full = 1, busy = 2, keys_full = 4 };
+/// Refusals that leave a decision record: those that follow from the session's state, not from a malformed request. Of
+/// each kind the first within a turn, and the first between two turns: a flood must not fill the journal.
+enum class Noted : uint32_t { queue_full = 1, busy = 2, keys_full = 4, conflict = 8, key_reused = 16, too_late = 32 };
 std::optional<Noted> noted_of(std::string_view code);
 
 }  // namespace mainstay

@@ -311,6 +311,30 @@ TEST_CASE("a session that is not to be stored is gone when its answer has left")
     CHECK(node.read(key, 1)->code() == "response_not_found");
 }
 
+TEST_CASE("a session that is not to be stored answers its key for a day, over a restart, and is then gone") {
+    ActorFixture node;
+    node.bank_agent("banker", "pay", EffectClass::once);
+    const auto key = node.new_session();
+    AskTurn ask{"pay", "banker"};
+    ask.store = false;
+    ask.idempotency_key = "once";
+    const auto got = node.turn(key, ask);
+    REQUIRE(node.tools.calls.size() == 1);
+    node.tools.answer(0, "paid");
+    node.settle();
+    REQUIRE(got->answered());
+    for (const bool restart : {false, true}) {
+        if (restart) node.kill_and_restart();
+        const auto again = node.turn(key, ask);
+        node.settle();
+        REQUIRE(again->answered());
+        CHECK(again->value().repeated);
+        CHECK(said(again->value()) == said(got->value()));
+        CHECK(node.tools.calls.size() == 1);
+        CHECK(node.read(key, 1)->code() == "response_not_found");
+    }
+}
+
 TEST_CASE("a session is deleted while its turn runs: who waits is told, its tool is stopped") {
     ActorFixture node;
     node.bank_agent("banker", "pay", EffectClass::once);

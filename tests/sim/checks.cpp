@@ -121,7 +121,7 @@ void World::finish() {
     for (size_t rounds = 0; rounds < 40; ++rounds) {
         bool asked = false;
         for (Request& request : requests_)
-            if (!request.ephemeral && request.state == Request::State::unanswered) {
+            if (request.state == Request::State::unanswered) {
                 request.background = false;
                 send(request);
                 asked = true;
@@ -130,12 +130,25 @@ void World::finish() {
         run_until_quiet();
     }
     for (const Request& request : requests_) {
-        if (request.ephemeral || request.state == Request::State::refused) continue;
+        if (request.state == Request::State::refused) continue;
         const bool forkless = request.after && views_[request.session].delete_asked;
         const bool orphan = !views_[request.session].acknowledged || views_[request.session].delete_asked;
         check(request.state == Request::State::answered || forkless || orphan, "a client is never answered");
     }
+    expire_unstored();
     check_at_rest();
+}
+
+// What was to be kept for its key only has been kept until now, and is gone a day later.
+void World::expire_unstored() {
+    for (uint32_t i = 0; i < keys_.size(); ++i)
+        if (views_[i].ephemeral) now_ = std::max(now_, rebuild(keys_[i]).wake_at());
+    for (uint32_t i = 0; i < keys_.size(); ++i) {
+        if (!views_[i].ephemeral) continue;
+        shell(i).wake();
+        check(!shell(i).session().exists(), "what was to be kept for its key only is still there");
+    }
+    run_until_quiet();
 }
 
 void World::check_at_rest() {

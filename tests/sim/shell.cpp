@@ -157,11 +157,6 @@ void Shell::answer_settled(const TurnPtr& turn) {
     world_.views_[index_].show(turn);
     if (auto waiting = waiting_.extract(turn->no.value))
         for (const size_t request : waiting.mapped()) world_.answered(world_.requests_[request], index_, turn);
-    if (session_.ephemeral() && session_.exists() && session_.idle()) {
-        world_.views_[index_].delete_asked = true;
-        decide(DeleteSession{});
-        hold([this] { world_.views_[index_].delete_acknowledged = true; });
-    }
 }
 
 void Shell::submit(Request& request, std::optional<SessionCreated> create) {
@@ -195,10 +190,12 @@ void Shell::submit(Request& request, std::optional<SessionCreated> create) {
         const ErrorCode code = decided.refused->code;
         if (code == ErrorCode::conflict && request.after && index_ == request.session) return fork_and_submit(request);
         check(!request.turn || view.delete_asked, "a key that was acknowledged is refused");
-        check(code != ErrorCode::session_not_found || view.delete_asked || !view.acknowledged,
+        const bool taken = view.ephemeral && !request.creates;  // it takes the turn that made it and no other
+        check(code != ErrorCode::session_not_found || view.delete_asked || taken || !view.acknowledged,
               "an acknowledged session is gone");
-        request.state = code == ErrorCode::session_not_found && view.delete_asked ? Request::State::refused
-                                                                                  : Request::State::unanswered;
+        request.state = code == ErrorCode::session_not_found && (view.delete_asked || taken)
+                            ? Request::State::refused
+                            : Request::State::unanswered;
         return;
     }
     check(!view.delete_acknowledged, "a deleted session takes an input");
@@ -318,6 +315,11 @@ void Shell::wake() {
     if (at == 0 || at > world_.now_) return;
     ++world_.counts_.timers;
     follow_up(decide(Tick{}));
+    if (session_.deleted()) {
+        check(session_.ephemeral(), "time deletes a session that was to be kept");
+        world_.views_[index_].delete_asked = true;
+        hold([this] { world_.views_[index_].delete_acknowledged = true; });
+    }
     drive();
 }
 

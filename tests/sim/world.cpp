@@ -245,6 +245,8 @@ TimeMs World::next_wake() const {
     TimeMs first = 0;
     for (size_t i = 0; i < shells_.size(); ++i) {
         const TimeMs at = shells_[i] ? shells_[i]->session().wake_at() : alarms_[i];
+        // A day must not pass before the end: keys would expire under clients that still ask.
+        if (views_[i].ephemeral && at > now_ + limits::idempotency_key_lifetime_ms / 2) continue;
         if (at != 0 && (first == 0 || at < first)) first = at;
     }
     return first;
@@ -272,8 +274,7 @@ void World::kill() {
     early_.clear();
     for (auto& here : shells_) here.reset();
     for (Request& request : requests_)
-        if (request.state == Request::State::waiting)
-            request.state = request.ephemeral ? Request::State::refused : Request::State::unanswered;
+        if (request.state == Request::State::waiting) request.state = Request::State::unanswered;
     store_.crash();
 }
 
@@ -397,7 +398,7 @@ void World::act_as_client() {
     ClientView& view = views_[session];
     if (what < 54) {
         Request& request = requests_[random_.below(requests_.size())];
-        if (request.state == Request::State::refused || request.ephemeral) return;
+        if (request.state == Request::State::refused) return;
         if (request.state == Request::State::waiting && request.forked) return;
         return send(request);
     }

@@ -116,6 +116,7 @@ class World {
     void settle_everything();
     void run_until_quiet();
     void finish();
+    void expire_unstored();
     void check_at_rest();
     void check_session_at_rest(uint32_t session);
     Session rebuild(const SessionKey& key, bool* only_head = nullptr);

@@ -88,6 +88,26 @@ TEST_CASE("golden: a head with open turns") {
     CHECK(session->pending().retries.size() == 1);
 }
 
+TEST_CASE("golden: a head that is kept for its key, with a refusal noted") {
+    Rig rig;
+    rig.key = KeyHash{4};
+    SubmitInput submit = Rig::input("not to be kept");
+    submit.create->ephemeral = true;
+    rig.run(submit);
+    rig.model("answer");
+    rig.digest = 1;
+    rig.run(submit);
+    auto session = Session::decode_head(test_key(), golden("head_2.bin", rig.session.encode_head()));
+    REQUIRE_MESSAGE(session.ok(), (session.ok() ? "" : session.error().message));
+    CHECK(session->ephemeral());
+    CHECK(session->wake_at() == 1'700'000'000'000 + 24 * 3600 * 1000);
+    CHECK(session->encode_head() == golden("head_2.bin", {}));
+    rig.session = std::move(*session);
+    rig.key.reset();
+    CHECK_FALSE(rig.run(CreateSession{}).batch->events.empty());
+    CHECK_FALSE(rig.run(CreateSession{}).batch);
+}
+
 TEST_CASE("golden: turn rows, plain and compressed, and a key row") {
     const Rig rig = golden_history();
     std::vector<FoldRecord> records;

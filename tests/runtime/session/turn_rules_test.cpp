@@ -140,12 +140,110 @@ TEST_CASE("session: inputs queue behind the open turn in order, up to a bound th
     CHECK(names(rig.run(Rig::input("full again"))) == Names{"Decision"});
 }
 
+TEST_CASE("session: a refusal that follows from the state is recorded, once in a turn and once between two") {
+    struct Case {
+        const char* code;
+        void (*set_up)(Rig&);
+        Decided (*ask)(Rig&);
+    };
+    const Case cases[] = {
+        {"idempotency_key_reused", [](Rig& rig) { rig.key = KeyHash{1}; },
+         [](Rig& rig) {
+             rig.key = KeyHash{1};
+             rig.digest = 99;
+             Decided decided = rig.run(Rig::input("another"));
+             rig.key.reset();
+             rig.digest = 0;
+             return decided;
+         }},
+        {"request_timeout", [](Rig&) {},
+         [](Rig& rig) {
+             rig.deadline = rig.now - 1;
+             Decided decided = rig.run(SetMetadata{"{}"});
+             rig.deadline = 0;
+             return decided;
+         }},
+        {"conflict", [](Rig&) {}, [](Rig& rig) { return rig.run(CreateSession{}); }},
+    };
+    for (const Case& each : cases) {
+        CAPTURE(each.code);
+        Rig rig;
+        each.set_up(rig);
+        rig.submit();
+        rig.key.reset();
+        size_t records = 0;
+        auto ask = [&](size_t times) {
+            for (size_t i = 0; i < times; ++i) {
+                const Decided decided = each.ask(rig);
+                CHECK(error_name(refusal(decided)) == each.code);
+                if (!decided.batch) continue;
+                ++records;
+                REQUIRE(decided.batch->events.size() == 1);
+                const auto& record = std::get<Decision>(decided.batch->events[0]);
+                CHECK(record.code == each.code);
+                CHECK(record.subject == "ann");
+                CHECK(decided.batch->turn.value == (rig.session.idle() ? 0 : rig.session.last_turn().value));
+            }
+        };
+        ask(50);
+        CHECK(records == 1);
+        rig.model("answer");
+        ask(50);
+        CHECK(records == 2);
+        rig.session = rig.restarted();  // a flood of refusals and restarts adds nothing either
+        rig.run(SetMetadata{R"({"a":"b"})"});
+        if (each.code != std::string("idempotency_key_reused")) ask(50);  // whose row the store would have
+        CHECK(records == 2);
+        rig.submit();
+        rig.model("answer");
+        if (each.code != std::string("idempotency_key_reused")) {
+            ask(50);
+            CHECK(records == 3);
+        }
+    }
+}
+
+TEST_CASE("session: what never was about a session, or makes the shell fork, leaves no record") {
+    Rig rig;
+    rig.deadline = rig.now - 1;
+    CHECK_FALSE(rig.run(Rig::input("late")).batch);
+    rig.deadline = 0;
+    rig.submit();
+    SubmitInput after = Rig::input("next");
+    after.after_turn = TurnNo{1};
+    const Decided busy = rig.run(after);
+    CHECK(refusal(busy) == ErrorCode::conflict);
+    CHECK_FALSE(busy.batch);
+    CHECK_FALSE(rig.run(SetMetadata{std::string(limits::options_bytes_max + 1, ' ')}).batch);
+}
+
+TEST_CASE("session: a fork that is asked for again before its child is there is recorded once") {
+    Rig rig;
+    rig.submit();
+    rig.model("shared");
+    const SessionId child{FamilyId{1}, 2, 3}, other{FamilyId{1}, 2, 4};
+    CHECK(names(rig.run(ForkSession{child, TurnNo{1}})) == Names{"Forked"});
+    const Decided again = rig.run(ForkSession{child, TurnNo{1}});
+    CHECK_FALSE(again.refused);
+    CHECK_FALSE(again.batch);
+    CHECK(again.repeated);
+    CHECK(names(rig.run(ForkSession{other, TurnNo{1}})) == Names{"Forked"});
+    CHECK(rig.session.children() == 2);
+    for (uint64_t i = 0; i < limits::recent_forks_max; ++i) rig.run(ForkSession{{FamilyId{1}, 9, i}, TurnNo{1}});
+    CHECK(names(rig.run(ForkSession{child, TurnNo{1}})) == Names{"Forked"});  // so many later, it is not known
+}
+
 TEST_CASE("session: an input over its bounds is refused and changes nothing") {
     Rig rig;
     SubmitInput many = Rig::input("x");
     many.input.items.assign(limits::input_items_max + 1, user_item("x"));
     CHECK(refusal(rig.run(many)) == ErrorCode::invalid_request);
     CHECK(refusal(rig.run(Rig::input(std::string(limits::input_bytes_max + 1, 'x')))) == ErrorCode::body_too_large);
+    SubmitInput parts = Rig::input("x");
+    auto item = std::make_shared<Item>();
+    item->more_parts.resize(limits::input_parts_max + 1);
+    parts.input.items = {item};
+    CHECK(refusal(rig.run(parts)) == ErrorCode::invalid_request);
     SubmitInput options = Rig::input("x");
     options.input.options = std::string(limits::options_bytes_max + 1, ' ');
     CHECK(refusal(rig.run(options)) == ErrorCode::invalid_request);
