@@ -2,6 +2,7 @@
 
 #include "runtime/base/limits.h"
 #include "runtime/session/fold.h"
+#include "runtime/session/rebuild.h"
 
 namespace mainstay {
 
@@ -15,23 +16,13 @@ Result<void> HistoryReader::follow_parents(const SessionCreated& created) {
         lineage_.emplace_back(key, up_to);
         auto image = store_.load(key);
         if (!image.ok()) return image.error();
-        Session ancestor(key);
-        if (image->head) {
-            auto decoded = Session::decode_head(key, *image->head);
-            if (!decoded.ok()) return decoded.error();
-            ancestor = std::move(*decoded);
-        }
-        for (const auto& record : image->tail) {
-            if (record.first_sequence <= ancestor.last_sequence()) continue;
-            auto batch = decode_batch(*record.payload);
-            if (!batch.ok()) return batch.error();
-            ancestor.apply(*batch, record.first_sequence);
-        }
+        auto ancestor = rebuild(key, *image);
+        if (!ancestor.ok()) return ancestor.error();
         // A deleted session keeps the turns that its forks share.
-        if (!ancestor.exists() && !(ancestor.deleted() && ancestor.children() != 0))
+        if (!ancestor->exists() && !(ancestor->deleted() && ancestor->children() != 0))
             return {ErrorCode::session_not_found, "the session that this one was forked from is gone"};
-        parent = ancestor.parent();
-        up_to = std::min(up_to, ancestor.parent_turn());
+        parent = ancestor->parent();
+        up_to = std::min(up_to, ancestor->parent_turn());
     }
     return {};
 }

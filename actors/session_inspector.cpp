@@ -2,35 +2,25 @@
 
 #include <algorithm>
 
+#include "runtime/session/rebuild.h"
+
 namespace mainstay {
 namespace {
 
 /// The session as its head and tail tell it; empty if it was deleted or never existed.
 std::optional<SessionInfo> inspect(NodeContext& node, const SessionKey& key) {
-    auto image = node.store.load(key);
-    if (!image.ok()) {
+    const auto image = node.store.load(key);
+    const auto session = image.ok() ? rebuild(key, *image) : Result<Session>(image.error());
+    if (!session.ok()) {
         SessionInfo damaged;
         damaged.id = key.session;
         damaged.state = "damaged";
         return damaged;
     }
-    Session session(key);
-    if (image->head) {
-        auto decoded = Session::decode_head(key, *image->head);
-        if (!decoded.ok()) return std::nullopt;
-        session = std::move(*decoded);
-    }
-    TimeMs updated = session.created_at();
-    for (const auto& record : image->tail) {
-        if (record.first_sequence <= session.last_sequence()) continue;
-        auto batch = decode_batch(*record.payload);
-        if (!batch.ok()) return std::nullopt;
-        session.apply(*batch, record.first_sequence);
-        updated = batch->at;
-    }
-    if (!session.exists()) return std::nullopt;
-    SessionInfo info = describe(session);
-    info.updated_at = updated;
+    if (!session->exists()) return std::nullopt;
+    if (session->ephemeral() && session->idle()) return std::nullopt;  // kept for its idempotency key only
+    SessionInfo info = describe(*session);
+    info.updated_at = session->now();
     return info;
 }
 
