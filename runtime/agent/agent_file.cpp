@@ -13,6 +13,12 @@ namespace {
 
 using namespace limits;
 
+std::string lower_case(std::string text) {
+    for (char& c : text)
+        if (c >= 'A' && c <= 'Z') c = static_cast<char>(c | 0x20);
+    return text;
+}
+
 bool all_of(std::string_view text, std::string_view extra) {
     return std::all_of(text.begin(), text.end(), [&](char c) {
         return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
@@ -75,13 +81,44 @@ void read_mcp(TableReader& tool, Problem& problem, ToolsetSpec& spec) {
     spec.timeout_ms = static_cast<uint32_t>(tool.duration_ms("timeout", 0, 1, tool_call_timeout_ms_max));
 }
 
+/// As calc takes it: digits, at most 15, with or without decimals.
+bool is_price(std::string_view text) {
+    const size_t point = std::min(text.find('.'), text.size());
+    const auto digits = [](std::string_view part) {
+        return !part.empty() && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+    };
+    return text.size() <= 16 && digits(text.substr(0, point)) &&
+           (point == text.size() || digits(text.substr(point + 1)));
+}
+
+void read_prices(TableReader& tool, ToolsetSpec& spec) {
+    if (!tool.has("prices")) return;
+    if (std::find(spec.names.begin(), spec.names.end(), "price") == spec.names.end())
+        return tool.refuse(ErrorCode::invalid_request, "prices",
+                           "is for the builtin tool \"price\", which names leaves out");
+    PriceList prices;
+    for (const auto& [item, price] : tool.text_map("prices", price_list_entries_max, price_item_bytes_max)) {
+        if (item.empty() || item.size() > price_item_bytes_max)
+            return tool.refuse(ErrorCode::invalid_request, "prices",
+                               "has an empty item, or one longer than price_item_bytes_max");
+        if (!is_price(price))
+            return tool.refuse(
+                ErrorCode::invalid_request, "prices",
+                "has for \"" + item + "\" the price \"" + price + "\", which is no number such as \"2.50\"");
+        prices[lower_case(item)] = price;
+    }
+    if (!prices.empty()) spec.prices = std::make_shared<const PriceList>(std::move(prices));
+}
+
 void read_builtin(TableReader& tool, ToolsetSpec& spec) {
     spec.type = ToolsetType::builtin;
     spec.names = tool.texts("names", 16, agent_name_bytes_max);
     if (spec.names.empty()) tool.refuse(ErrorCode::invalid_request, "names", "must name at least one builtin tool");
     for (const auto& name : spec.names)
-        if (name != "memory" && name != "clock" && name != "echo")
-            tool.refuse(ErrorCode::unsupported_value, "names", "knows memory, clock and echo, not \"" + name + "\"");
+        if (name != "memory" && name != "clock" && name != "echo" && name != "calc" && name != "price")
+            tool.refuse(ErrorCode::unsupported_value, "names",
+                        "knows memory, clock, echo, calc and price, not \"" + name + "\"");
+    read_prices(tool, spec);
 }
 
 ToolsetSpec read_toolset(const Node& node, std::string path, Problem& problem) {
@@ -196,6 +233,7 @@ CanonicalObject canonical_toolset(const ToolsetSpec& tool) {
     }
     if (tool.per_session) out.put_text("instance", "session");
     if (!tool.names.empty()) out.put_texts("names", tool.names);
+    if (tool.prices) out.put_text_map("prices", *tool.prices);
     if (tool.timeout_ms != 0) out.put_text("timeout", format_duration_ms(tool.timeout_ms));
     return out;
 }

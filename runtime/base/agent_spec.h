@@ -14,6 +14,9 @@
 
 namespace mainstay {
 
+/// What the builtin tool `price` knows: item in lower case -> price, a decimal number.
+using PriceList = std::map<std::string, std::string>;
+
 enum class ToolsetType : uint8_t { mcp, builtin };
 
 /// One [[tools]] entry: an MCP server over stdio, or a group of builtin tools.
@@ -25,7 +28,8 @@ struct ToolsetSpec {
     std::vector<std::string> allowed_tools;      // empty: all that the server lists
     std::map<std::string, EffectClass> effects;  // by tool; else the MCP annotations, else once
     bool per_session = false;                    // instance = "session"; else one per tenant
-    std::vector<std::string> names;              // builtin: memory, clock, echo
+    std::vector<std::string> names;              // builtin: memory, clock, echo, calc, price
+    std::shared_ptr<const PriceList> prices;     // builtin price; null: none
     uint32_t timeout_ms = 0;                     // of one call; 0: the node's default
 };
 

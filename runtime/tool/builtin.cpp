@@ -6,6 +6,7 @@
 
 #include "runtime/base/limits.h"
 #include "runtime/tool/arguments.h"
+#include "runtime/tool/calculator.h"
 
 namespace mainstay {
 
@@ -13,7 +14,7 @@ namespace json = boost::json;
 
 namespace {
 
-constexpr std::array<BuiltinTool, 7> tools{{
+constexpr std::array<BuiltinTool, 9> tools{{
     {"memory", "memory_get", "Read one value from this session's memory.",
      R"({"type":"object","properties":{"key":{"type":"string","description":"Name of the value."}},)"
      R"("required":["key"],"additionalProperties":false})",
@@ -38,6 +39,14 @@ constexpr std::array<BuiltinTool, 7> tools{{
     {"echo", "echo", "Returns the text as it is.",
      R"({"type":"object","properties":{"text":{"type":"string","description":"Text to return."}},)"
      R"("required":["text"],"additionalProperties":false})",
+     EffectClass::read},
+    {"calc", "calc", "Calculate with + - * / and parentheses; the result has at most six decimals.",
+     R"({"type":"object","properties":{"expression":{"type":"string","description":"For example 12*(3+4.5)."}},)"
+     R"("required":["expression"],"additionalProperties":false})",
+     EffectClass::read},
+    {"price", "price", "Look up the price of one piece of an item.",
+     R"({"type":"object","properties":{"item":{"type":"string","description":"Name of the item."}},)"
+     R"("required":["item"],"additionalProperties":false})",
      EffectClass::read},
 }};
 static_assert(limits::memory_key_bytes_max == 256 && limits::memory_value_bytes_max == 8192 &&
@@ -83,6 +92,36 @@ BuiltinAction sleep_action(json::object& arguments) {
     return action;
 }
 
+BuiltinAction calc_action(std::string_view expression) {
+    auto result = calculate(expression);
+    if (!result) return refuse(result.error().message);
+    BuiltinAction action;
+    action.text = std::move(*result);
+    return action;
+}
+
+/// People write "Apples" where the list has "apple": the case and a plural s make no difference.
+BuiltinAction price_action(std::string_view item, const PriceList* prices) {
+    std::string name(item);
+    while (!name.empty() && name.back() == ' ') name.pop_back();
+    for (char& c : name)
+        if (c >= 'A' && c <= 'Z') c = static_cast<char>(c | 0x20);
+    std::vector<std::string> spellings{name, name + "s"};
+    if (name.ends_with('s')) spellings.push_back(name.substr(0, name.size() - 1));
+    if (name.ends_with("es")) spellings.push_back(name.substr(0, name.size() - 2));
+    if (name.ends_with("ies")) spellings.push_back(name.substr(0, name.size() - 3) + "y");
+    if (prices) {
+        for (const auto& spelling : spellings) {
+            const auto found = prices->find(spelling);
+            if (found == prices->end()) continue;
+            BuiltinAction action;
+            action.text = found->second;
+            return action;
+        }
+    }
+    return refuse("no price is known for this item");
+}
+
 }  // namespace
 
 std::span<const BuiltinTool> builtin_tools() { return tools; }
@@ -101,7 +140,7 @@ bool is_builtin_group(std::string_view group) {
     return false;
 }
 
-BuiltinAction plan_builtin(std::string_view name, std::string_view arguments_text) {
+BuiltinAction plan_builtin(std::string_view name, std::string_view arguments_text, const PriceList* prices) {
     const BuiltinTool* tool = find_builtin(name);
     if (!tool) return refuse("There is no builtin tool of this name.");
     auto arguments = parse_arguments(arguments_text);
@@ -121,6 +160,8 @@ BuiltinAction plan_builtin(std::string_view name, std::string_view arguments_tex
     if (name == "memory_delete") return memory_action(Kind::memory_delete, *arguments);
     if (name == "memory_list") return memory_action(Kind::memory_list, *arguments);
     if (name == "clock_sleep") return sleep_action(*arguments);
+    if (name == "calc") return calc_action(arguments->at("expression").as_string());
+    if (name == "price") return price_action(arguments->at("item").as_string(), prices);
     BuiltinAction action;
     if (name == "clock_now") {
         action.now = true;

@@ -56,6 +56,7 @@ void add_builtin(const ToolsetSpec& toolset, uint32_t timeout_ms_default, std::v
         exposed.tool = tool.name;
         exposed.effect = tool.effect;
         exposed.timeout_ms = timeout_of(toolset, timeout_ms_default);
+        exposed.prices = toolset.prices;
         tools.push_back(std::move(exposed));
     }
 }
@@ -216,7 +217,7 @@ PlannedCall plan_call(const std::vector<ExposedTool>& exposed, const std::vector
     planned.timeout_ms = tool->timeout_ms;
     if (tool->server_label == builtin_label) {
         planned.disposition = PlannedCall::Disposition::builtin;
-        planned.action = plan_builtin(tool->tool, planned.arguments);
+        planned.action = plan_builtin(tool->tool, planned.arguments, tool->prices.get());
         if (planned.arguments.size() > limits::tool_arguments_bytes_max) planned.arguments.clear();
         return planned;
     }

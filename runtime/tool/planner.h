@@ -30,6 +30,7 @@ struct ExposedTool {
     std::string server_label, tool;
     EffectClass effect = EffectClass::once;
     uint32_t timeout_ms = 0;
+    std::shared_ptr<const PriceList> prices;  // of the builtin tool price
 };
 
 /// A call as the model wrote it.

@@ -165,9 +165,25 @@ TEST_CASE("agent file: a reserved word that is not built is refused by name") {
         CHECK(model_error_of(text).code == ErrorCode::not_yet);
 }
 
+TEST_CASE("agent file: a price list is part of the agent and of its version") {
+    const std::string text = head + "[[tools]]\ntype=\"builtin\"\nnames=[\"calc\",\"price\"]\n";
+    const auto agent = parse_agent(text + "prices = { Tozek = \"2.50\", pen = \"3\" }\n", Syntax::toml, "a.toml");
+    REQUIRE(agent.ok());
+    REQUIRE((*agent)->tools[0].prices);
+    CHECK(*(*agent)->tools[0].prices == PriceList{{"pen", "3"}, {"tozek", "2.50"}});
+    CHECK((*agent)->canonical_json.find(R"("prices":{"pen":"3","tozek":"2.50"})") != std::string::npos);
+    const auto again = parse_agent((*agent)->canonical_json, Syntax::json, "");
+    REQUIRE(again.ok());
+    CHECK((*again)->version == (*agent)->version);
+    const auto dearer = parse_agent(text + "prices = { Tozek = \"2.60\", pen = \"3\" }\n", Syntax::toml, "a.toml");
+    REQUIRE(dearer.ok());
+    CHECK((*dearer)->version != (*agent)->version);
+}
+
 TEST_CASE("agent file: wrong values are refused, naming bound and place") {
     const std::string mcp = head + "[[tools]]\ntype=\"mcp\"\nserver_label=\"x\"\ncommand=[\"x\"]\n";
     const std::string builtin = head + "[[tools]]\ntype=\"builtin\"\nnames=[\"echo\"]\n";
+    const std::string price = head + "[[tools]]\ntype=\"builtin\"\nnames=[\"price\"]\n";
     const std::pair<std::string, std::string> rows[] = {
         {"", ""},
         {"name = \"a\"\n", ""},
@@ -205,6 +221,14 @@ TEST_CASE("agent file: wrong values are refused, naming bound and place") {
         {mcp + "env = { A = 1 }\n", "tools[0].env.A"},
         {mcp + "[[tools]]\ntype=\"mcp\"\nserver_label=\"x\"\ncommand=[\"y\"]\n", "tools[1].server_label"},
         {builtin + "[[tools]]\ntype=\"builtin\"\nnames=[\"clock\"]\n", "tools[1]"},
+        {builtin + "prices = { apple = \"1\" }\n", "tools[0].prices"},
+        {price + "prices = { apple = \"1e3\" }\n", "tools[0].prices"},
+        {price + "prices = { apple = \"\" }\n", "tools[0].prices"},
+        {price + "prices = { apple = \"1.\" }\n", "tools[0].prices"},
+        {price + "prices = { apple = \"-1\" }\n", "tools[0].prices"},
+        {price + "prices = { apple = \"12345678901234567\" }\n", "tools[0].prices"},
+        {price + "prices = { \"\" = \"1\" }\n", "tools[0].prices"},
+        {price + "prices = { apple = 1 }\n", "tools[0].prices.apple"},
     };
     for (const auto& [text, path] : rows) {
         CAPTURE(text);

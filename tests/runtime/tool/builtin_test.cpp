@@ -55,6 +55,33 @@ TEST_CASE("builtin: good arguments become the session's action") {
     CHECK_FALSE(echo.is_error);
 }
 
+TEST_CASE("builtin: calc calculates, and says why where it cannot") {
+    const auto sum = plan_builtin("calc", R"({"expression":"17 + 25"})");
+    CHECK(sum.kind == Kind::answer);
+    CHECK(sum.text == "42");
+    CHECK_FALSE(sum.is_error);
+    const auto zero = plan_builtin("calc", R"({"expression":"1/0"})");
+    CHECK(zero.is_error);
+    CHECK(zero.text == "division by zero");
+}
+
+TEST_CASE("builtin: price looks into the agent's list, whatever the case and with or without a plural s") {
+    const PriceList prices{{"tozek", "2.50"}, {"apple", "0.40"}, {"cherry", "0.05"}, {"box", "3"}, {"nails", "0.01"}};
+    const auto price = [&](const std::string& item, const PriceList* list) {
+        const auto action = plan_builtin("price", R"({"item":")" + item + R"("})", list);
+        CHECK(action.kind == Kind::answer);
+        return (action.is_error ? "! " : "") + action.text;
+    };
+    CHECK(price("tozek", &prices) == "2.50");
+    CHECK(price("Apples ", &prices) == "0.40");
+    CHECK(price("cherries", &prices) == "0.05");
+    CHECK(price("boxes", &prices) == "3");
+    CHECK(price("nail", &prices) == "0.01");
+    CHECK(price("pear", &prices) == "! no price is known for this item");
+    CHECK(price("", &prices) == "! no price is known for this item");
+    CHECK(price("tozek", nullptr) == "! no price is known for this item");
+}
+
 TEST_CASE("builtin: bad arguments are answered with an error that names what to mend") {
     struct Row {
         const char* tool;

@@ -55,6 +55,17 @@ TEST_CASE("planner: tools keep their names where no other has them, in a stable 
     CHECK(names_of(exposed_tools(agent, infos, {})) == expected);
 }
 
+TEST_CASE("planner: the builtin price looks into the list of the agent that called it") {
+    AgentSpec agent;
+    agent.tools = {builtins({"calc", "price"})};
+    agent.tools[0].prices = std::make_shared<const PriceList>(PriceList{{"tozek", "2.50"}});
+    CHECK(names_of(exposed_tools(agent, {}, {})) == Names{"calc", "price"});
+    const auto planned = plan_call(agent, {}, {}, {"c1", "price", R"({"item":"tozek"})"});
+    CHECK(planned.disposition == PlannedCall::Disposition::builtin);
+    CHECK(planned.action.text == "2.50");
+    CHECK(plan_call(agent, {}, {}, {"c2", "price", R"({"item":"apple"})"}).action.is_error);
+}
+
 TEST_CASE("planner: a shared name is qualified by the server") {
     AgentSpec agent;
     agent.tools = {server("a"), server("b"), builtins({"echo"})};
