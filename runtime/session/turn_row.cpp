@@ -16,10 +16,8 @@ namespace {
 // entries, compressed or not. Entry: first sequence u64, length u32, the batch. Little-endian throughout.
 constexpr size_t header_bytes = 12, entry_bytes = 12;
 constexpr uint8_t row_format = 1;
+// The store compresses what it keeps, in one place for all rows; zstd here is what earlier versions wrote.
 enum Codec : uint8_t { codec_none = 0, codec_zstd = 1 };
-constexpr int zstd_level = 1;
-// Below this a row does not leave its page anyway, and compression would cost more than all the rest of the fold.
-constexpr size_t compress_from_bytes = 2048;
 // A turn has bounded batches, but many of them; no row of this room is longer.
 constexpr size_t row_bytes_max = 1ull << 30;
 
@@ -36,30 +34,13 @@ T get(std::string_view bytes, size_t at) {
     return value;
 }
 
-struct FreeCompressor {
-    void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
-};
 struct FreeDecompressor {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
 };
 
-ZSTD_CCtx* compressor() {
-    thread_local std::unique_ptr<ZSTD_CCtx, FreeCompressor> context(ZSTD_createCCtx());
-    return context.get();
-}
-
 ZSTD_DCtx* decompressor() {
     thread_local std::unique_ptr<ZSTD_DCtx, FreeDecompressor> context(ZSTD_createDCtx());
     return context.get();
-}
-
-// Empty unless it saves a tenth.
-std::string compressed(std::string_view bytes) {
-    std::string out(bytes.size() - bytes.size() / 10, '\0');
-    const size_t size = ZSTD_compressCCtx(compressor(), out.data(), out.size(), bytes.data(), bytes.size(), zstd_level);
-    if (ZSTD_isError(size)) return {};
-    out.resize(size);
-    return out;
 }
 
 Error damaged(const char* what) { return Error{ErrorCode::state_damaged, what, {}}; }
@@ -81,13 +62,6 @@ std::string encode_turn_row(const std::vector<Session::RawBatch>& batches) {
         put(row, batch.first_sequence.value);
         put(row, static_cast<uint32_t>(batch.bytes.size()));
         row.append(batch.bytes);
-    }
-    if (length >= compress_from_bytes) {
-        if (std::string body = compressed(std::string_view(row).substr(header_bytes)); !body.empty()) {
-            row.resize(header_bytes);
-            row[1] = static_cast<char>(codec_zstd);
-            row.append(body);
-        }
     }
     const uint32_t crc = crc32c(std::string_view(row).substr(header_bytes));
     for (size_t i = 0; i < 4; ++i) row[8 + i] = static_cast<char>(crc >> (8 * i));

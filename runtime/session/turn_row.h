@@ -2,7 +2,7 @@
 // The value of a turn row: the journal's batches of one settled turn, as they were, one after the other. The format is
 // docs/formats/items.md.
 //
-// Thread-safe: the compression contexts are per thread.
+// Thread-safe: the context that uncompresses old rows is per thread.
 
 #include <string>
 #include <string_view>

@@ -225,7 +225,7 @@ TEST_CASE("fold: the turns of a deleted session stay while forks share them") {
     CHECK(tombstone->parent() == SessionId{FamilyId{1}, 5, 6});
 }
 
-TEST_CASE("fold: a long turn is compressed, a short one costs little more than its batches") {
+TEST_CASE("fold: a turn costs little more than its batches, whose compression is the store's") {
     Rig rig;
     rig.submit(std::string(300, 'q'));
     rig.model("", {run_call()});
@@ -245,7 +245,7 @@ TEST_CASE("fold: a long turn is compressed, a short one costs little more than i
     rows = one_by_one(large.journal);
     row = rows.get(Table::turn, turn_row_key(test_key(), TurnNo{1}));
     REQUIRE(row);
-    CHECK(row->size() < 2000);
+    CHECK((*row)[1] == 0);
     CHECK(turn_from_row(test_key(), TurnNo{1}, *row)->items.at(0)->text.size() == 100'000);
 }
 

@@ -2,9 +2,11 @@
 
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <fstream>
 #include <sstream>
 
+#include "runtime/base/digest.h"
 #include "tests/runtime/store/store_fixture.h"
 
 using namespace mainstay;
@@ -25,6 +27,40 @@ std::string mixed_text(SeededRandom& random, size_t bytes) {
 }
 
 }  // namespace
+
+TEST_CASE("state: a value is framed by LZ4 where four fit a page, else by zstd where that saves, and reads back") {
+    SeededRandom random(5);
+    const std::string key = session_row_key(session_key(1));
+    // Letters of eight kinds and runs of them: between noise and one letter.
+    auto text = [&](size_t bytes, size_t run) {
+        std::string out;
+        while (out.size() < bytes) out.append(1 + random.below(run), static_cast<char>('a' + random.below(8)));
+        return out.substr(0, bytes);
+    };
+    struct Row {
+        std::string value;
+        uint8_t encoding;
+    };
+    for (const Row& row : {Row{mixed_text(random, 200), 0}, Row{std::string(255, 'a'), 0}, Row{text(256, 60), 2},
+                           Row{text(1860, 12), 2}, Row{text(1860, 2), 1}, Row{std::string(4096, 'a'), 2},
+                           Row{std::string(4097, 'a'), 1}, Row{mixed_text(random, 1860), 0}}) {
+        CAPTURE(row.value.size());
+        std::string framed = frame_value(key, row.value);
+        const uint32_t encoding = static_cast<uint8_t>(framed[7]) >> 4;
+        CHECK(encoding == row.encoding);
+        CHECK(unframe_value(key, framed) == row.value);
+        if (row.encoding == 2) CHECK(framed.size() <= 8 + 960);
+    }
+    // Bytes whose checksum is right and whose LZ4 block is not: a length that lies, and a block that ends early.
+    const std::string good = frame_value(key, text(1860, 12));
+    for (uint32_t claimed : {0u, 1859u, 1861u, 4097u, 0xffffffffu}) {
+        std::string bad = good;
+        std::memcpy(bad.data() + 8, &claimed, sizeof claimed);
+        const uint32_t crc = crc32c(std::string_view(bad).substr(4), crc32c(key));
+        std::memcpy(bad.data(), &crc, sizeof crc);
+        CHECK_FALSE(unframe_value(key, bad).has_value());
+    }
+}
 
 TEST_CASE("state: a framed value comes back, plain or compressed, and no flipped bit passes") {
     SeededRandom random(1);
