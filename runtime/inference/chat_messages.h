@@ -1,0 +1,28 @@
+#pragma once
+// A prompt's items as the messages that a chat template speaks of: who said what, which calls were made, what they
+// gave. The same choice as chat_request makes for upstreams: calls without an answer, what is incomplete, and approvals
+// are left out; an answer stands right after the step that asked for it. Pure; a longer conversation only appends.
+
+#include <string>
+#include <vector>
+
+#include "runtime/inference/text_device.h"
+
+namespace mainstay {
+
+struct ChatCall {
+    std::string name;
+    std::string arguments;  // JSON text as the model wrote it
+};
+
+struct ChatMessage {
+    enum class Speaker : uint8_t { system, user, assistant, tool };
+    Speaker speaker = Speaker::user;
+    std::string text;             // of a tool: its result
+    std::vector<ChatCall> calls;  // of the assistant
+};
+
+/// The instructions, where there are any, come first as a message of the system.
+std::vector<ChatMessage> chat_messages(const ModelRequest& request);
+
+}  // namespace mainstay

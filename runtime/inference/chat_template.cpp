@@ -1,0 +1,702 @@
+#include "runtime/inference/chat_template.h"
+
+#include <algorithm>
+#include <array>
+#include <boost/json.hpp>
+
+#include "runtime/base/limits.h"
+#include "runtime/inference/chat_request.h"
+
+namespace mainstay {
+
+namespace {
+
+namespace json = boost::json;
+using Speaker = ChatMessage::Speaker;
+using Piece = ChatTemplate::Piece;
+
+constexpr size_t close_tags_max = 64;  // closing tags that are looked at in one call
+
+constexpr std::array<std::pair<std::string_view, TemplateKind>, 3> names{
+    {{"mainstay-tiny", TemplateKind::mainstay_tiny},
+     {"chatml", TemplateKind::chatml},
+     {"llama-3", TemplateKind::llama3}}};
+
+Error not_loadable(std::string message, std::string key) {
+    return {ErrorCode::model_not_loadable, std::move(message), std::move(key)};
+}
+
+std::string known_names() {
+    std::string text;
+    for (const auto& [name, kind] : names) text += (text.empty() ? "" : ", ") + std::string(name);
+    return text;
+}
+
+std::string_view trimmed(std::string_view text) {
+    constexpr std::string_view blank = " \t\r\n";
+    const size_t first = text.find_first_not_of(blank);
+    if (first == std::string_view::npos) return {};
+    return text.substr(first, text.find_last_not_of(blank) - first + 1);
+}
+
+/// JSON as Python writes it, which is what models were shown: a space after ':' and ','; with `indent` over lines.
+void write_json(std::string& out, const json::value& value, int indent, int depth) {
+    const auto line = [&](int level) {
+        if (indent == 0) return;
+        out += '\n';
+        out.append(static_cast<size_t>(indent * level), ' ');
+    };
+    const auto list = [&](const auto& entries, char open, char close, auto&& write) {
+        out += open;
+        bool first = true;
+        for (const auto& entry : entries) {
+            if (!first) out += indent == 0 ? ", " : ",";
+            first = false;
+            line(depth + 1);
+            write(entry);
+        }
+        if (!first) line(depth);
+        out += close;
+    };
+    if (const auto* object = value.if_object()) {
+        list(*object, '{', '}', [&](const auto& entry) {
+            append_json_string(out, entry.key());
+            out += ": ";
+            write_json(out, entry.value(), indent, depth + 1);
+        });
+    } else if (const auto* array = value.if_array()) {
+        list(*array, '[', ']', [&](const json::value& entry) { write_json(out, entry, indent, depth + 1); });
+    } else if (const auto* text = value.if_string()) {
+        append_json_string(out, *text);
+    } else if (const auto* real = value.if_double()) {
+        // A schema's bounds are mostly whole numbers, which Python writes as 1.0 and not as 1E0.
+        std::string number = json::serialize(json::value(*real));
+        if (number.ends_with("E0"))
+            number = number.substr(0, number.size() - 2) + (number.find('.') == number.npos ? ".0" : "");
+        out += number;
+    } else {
+        out += json::serialize(value);
+    }
+}
+
+Result<std::string> tool_json(const ToolDefinition& tool, int indent) {
+    json::error_code failed;
+    json::parse_options bounds;
+    bounds.max_depth = limits::json_depth_max;
+    const std::string_view written =
+        tool.parameters.empty() ? R"({"type":"object","properties":{}})" : std::string_view(tool.parameters);
+    const json::value parameters = json::parse(written, failed, {}, bounds);
+    if (failed || !parameters.is_object())
+        return Error{ErrorCode::invalid_request, "the parameters of tool \"" + tool.name + "\" are no JSON object",
+                     "tools"};
+    json::object function;
+    function["name"] = tool.name;
+    if (!tool.description.empty()) function["description"] = tool.description;
+    function["parameters"] = parameters;
+    std::string out;
+    write_json(out, json::object{{"type", "function"}, {"function", std::move(function)}}, indent, 0);
+    return out;
+}
+
+/// Reads `"key": value` pairs of the object that `text` begins with, keeping each value as it is written. Lenient: it
+/// wants the shape only, since the arguments may be wrong JSON, which the session tells the model.
+class Members {
+  public:
+    explicit Members(std::string_view text) : text_(text) {}
+
+    /// False where there is no object, or it does not end.
+    bool read() {
+        blank();
+        if (!take('{')) return false;
+        blank();
+        if (take('}')) return true;
+        while (true) {
+            blank();
+            const auto key = quoted();
+            if (!key) return false;
+            blank();
+            if (!take(':')) return false;
+            blank();
+            const size_t begin = at_;
+            if (!skip_value()) return false;
+            found_.emplace_back(*key, text_.substr(begin, at_ - begin));
+            blank();
+            if (take(',')) continue;
+            return take('}');
+        }
+    }
+    size_t end() const { return at_; }
+
+    std::optional<std::string_view> find(std::string_view key) const {
+        for (const auto& [name, value] : found_)
+            if (name == key) return value;
+        return std::nullopt;
+    }
+
+  private:
+    void blank() {
+        while (at_ < text_.size() && std::string_view(" \t\r\n").find(text_[at_]) != std::string_view::npos) ++at_;
+    }
+    bool take(char c) {
+        if (at_ >= text_.size() || text_[at_] != c) return false;
+        ++at_;
+        return true;
+    }
+    /// The inside of a string, escapes as they are.
+    std::optional<std::string_view> quoted() {
+        if (!take('"')) return std::nullopt;
+        const size_t begin = at_;
+        for (; at_ < text_.size(); ++at_) {
+            if (text_[at_] == '\\') {
+                ++at_;
+            } else if (text_[at_] == '"') {
+                return text_.substr(begin, at_++ - begin);
+            }
+        }
+        return std::nullopt;
+    }
+    bool skip_value() {
+        size_t depth = 0;
+        const size_t begin = at_;
+        while (at_ < text_.size()) {
+            const char c = text_[at_];
+            if (c == '"') {
+                if (!quoted()) return false;
+                continue;
+            }
+            if (depth == 0 && (c == ',' || c == '}')) break;
+            if (c == '{' || c == '[') ++depth;
+            if (c == '}' || c == ']') --depth;
+            ++at_;
+            if (depth == 0 && (c == '}' || c == ']')) break;
+        }
+        return depth == 0 && at_ > begin;
+    }
+
+    std::string_view text_;
+    size_t at_ = 0;
+    std::vector<std::pair<std::string_view, std::string_view>> found_;
+};
+
+std::optional<std::string> json_text(std::string_view quoted) {
+    json::error_code failed;
+    const json::value value = json::parse(quoted, failed);
+    if (failed || !value.is_string()) return std::nullopt;
+    return std::string(value.get_string());
+}
+
+}  // namespace
+
+ChatTemplate::ChatTemplate(TemplateKind kind, std::shared_ptr<const Tokenizer> tokenizer)
+    : kind_(kind), tokenizer_(std::move(tokenizer)) {}
+
+Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::make(std::string_view name,
+                                                               std::shared_ptr<const Tokenizer> tokenizer) {
+    for (const auto& [known, kind] : names) {
+        if (known != name) continue;
+        std::unique_ptr<ChatTemplate> made(new ChatTemplate(kind, std::move(tokenizer)));
+        if (auto found = made->find_marks(); !found) return found.error();
+        return std::shared_ptr<const ChatTemplate>(std::move(made));
+    }
+    return not_loadable("chat_template \"" + std::string(name) + "\" is none of " + known_names(), "chat_template");
+}
+
+Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::recognise(std::string_view tokenizer_config_json,
+                                                                    std::shared_ptr<const Tokenizer> tokenizer) {
+    json::error_code failed;
+    json::parse_options bounds;
+    bounds.max_depth = limits::json_depth_max;
+    const json::value root = tokenizer_config_json.size() <= limits::model_config_bytes_max
+                                 ? json::parse(tokenizer_config_json, failed, {}, bounds)
+                                 : json::value();
+    if (failed || !root.is_object())
+        return not_loadable("tokenizer_config.json is no JSON object", "tokenizer_config.json");
+    const json::value* value = root.get_object().if_contains("chat_template");
+    // Several, by name: the one for tools, else the first.
+    if (const json::array* several = value ? value->if_array() : nullptr) {
+        value = nullptr;
+        for (const json::value& entry : *several) {
+            const json::object* object = entry.if_object();
+            const json::value* program = object ? object->if_contains("template") : nullptr;
+            const json::value* name = object ? object->if_contains("name") : nullptr;
+            if (program && (!value || (name && *name == "tool_use"))) value = program;
+        }
+    }
+    if (!value || !value->is_string())
+        return not_loadable("tokenizer_config.json has no chat_template; name one of " + known_names(),
+                            "chat_template");
+    const std::string_view program = value->get_string();
+    for (const auto& [name, kind] : names)
+        if (program == name) return make(name, std::move(tokenizer));
+    if (program.find("<|im_start|>") != std::string_view::npos) return make("chatml", std::move(tokenizer));
+    if (program.find("<|start_header_id|>") != std::string_view::npos) return make("llama-3", std::move(tokenizer));
+    return not_loadable("chat_template of tokenizer_config.json is none that is known; name one of " + known_names(),
+                        "chat_template");
+}
+
+std::string_view ChatTemplate::name() const {
+    for (const auto& [name, kind] : names)
+        if (kind == kind_) return name;
+    return {};
+}
+
+Result<void> ChatTemplate::find_marks() {
+    std::string missing;
+    const auto need = [&](std::string_view content) {
+        const auto found = tokenizer_->find_added(content);
+        if (!found && missing.empty()) missing = content;
+        return found.value_or(0);
+    };
+    switch (kind_) {
+        case TemplateKind::mainstay_tiny:
+            begin_ = need("<|bos|>");
+            user_ = need("<|user|>");
+            assistant_ = need("<|assistant|>");
+            tool_ = need("<|tool|>");
+            call_ = need("<|call|>");
+            end_ = need("<|end|>");
+            break;
+        case TemplateKind::chatml:
+            start_ = need("<|im_start|>");
+            end_ = need("<|im_end|>");
+            break;
+        case TemplateKind::llama3:
+            begin_ = need("<|begin_of_text|>");
+            start_ = need("<|start_header_id|>");
+            header_end_ = need("<|end_header_id|>");
+            end_ = need("<|eot_id|>");
+            python_tag_ = tokenizer_->find_added("<|python_tag|>");
+            break;
+    }
+    if (!missing.empty())
+        return not_loadable("tokenizer.json has no added token \"" + missing + "\", which the template " +
+                                std::string(name()) + " needs",
+                            "added_tokens");
+    stops_ = {end_};
+    for (const std::string_view more : {"<|endoftext|>", "<|eom_id|>", "<|end_of_text|>"})
+        if (const auto found = tokenizer_->find_added(more); found && tokenizer_->special(*found))
+            stops_.push_back(*found);
+    return {};
+}
+
+bool ChatTemplate::is_stop(TokenId token) const {
+    return std::find(stops_.begin(), stops_.end(), token) != stops_.end();
+}
+
+/// Pieces of one rendering, front to back.
+class ChatTemplate::Renderer {
+  public:
+    explicit Renderer(const ChatTemplate& how) : how_(how) {}
+
+    Result<std::vector<Piece>> render(const std::vector<ChatMessage>& messages, const ToolDefinitions& tools) {
+        static const std::vector<ToolDefinition> none;
+        const auto& offered = tools ? *tools : none;
+        switch (how_.kind_) {
+            case TemplateKind::mainstay_tiny: tiny(messages); break;
+            case TemplateKind::chatml:
+                if (auto done = chatml(messages, offered); !done) return done.error();
+                break;
+            case TemplateKind::llama3:
+                if (auto done = llama3(messages, offered); !done) return done.error();
+                break;
+        }
+        return std::move(pieces_);
+    }
+
+  private:
+    void mark(TokenId token, std::string_view written) { pieces_.push_back({true, token, std::string(written)}); }
+    void text(std::string text) {
+        if (!text.empty()) pieces_.push_back({false, 0, std::move(text)});
+    }
+
+    void tiny(const std::vector<ChatMessage>& messages) {
+        mark(how_.begin_, "<|bos|>");
+        for (const auto& message : messages) {
+            switch (message.speaker) {
+                case Speaker::system: continue;  // the model was trained on none
+                case Speaker::user:
+                    mark(how_.user_, "<|user|>");
+                    text(std::string(trimmed(message.text)));
+                    break;
+                case Speaker::tool:
+                    mark(how_.tool_, "<|tool|>");
+                    text(message.text);
+                    break;
+                case Speaker::assistant:
+                    mark(how_.assistant_, "<|assistant|>");
+                    text(message.text);
+                    for (const auto& call : message.calls) {
+                        mark(how_.call_, "<|call|>");
+                        text(R"({"name":")" + call.name + R"(","arguments":)" + call.arguments + "}");
+                    }
+                    break;
+            }
+            mark(how_.end_, "<|end|>");
+        }
+        mark(how_.assistant_, "<|assistant|>");
+    }
+
+    void chatml_open(std::string_view speaker) {
+        mark(how_.start_, "<|im_start|>");
+        text(std::string(speaker) + "\n");
+    }
+    void chatml_close() {
+        mark(how_.end_, "<|im_end|>");
+        text("\n");
+    }
+
+    Result<void> chatml(const std::vector<ChatMessage>& messages, const std::vector<ToolDefinition>& tools) {
+        size_t i = 0;
+        std::string system;
+        if (!messages.empty() && messages[0].speaker == Speaker::system) system = messages[i++].text;
+        if (!tools.empty()) {
+            if (!system.empty()) system += "\n\n";
+            system +=
+                "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "
+                "function signatures within <tools></tools> XML tags:\n<tools>";
+            for (const auto& tool : tools) {
+                const auto written = tool_json(tool, 0);
+                if (!written) return written.error();
+                system += "\n" + *written;
+            }
+            system +=
+                "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+                "<tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": "
+                "<args-json-object>}\n</tool_call>";
+        }
+        if (!system.empty()) {
+            chatml_open("system");
+            text(std::move(system));
+            chatml_close();
+        }
+        while (i < messages.size()) {
+            const auto& message = messages[i++];
+            if (message.speaker == Speaker::tool) {
+                // Results of one step are one message.
+                std::string results = "<tool_response>\n" + message.text + "\n</tool_response>";
+                for (; i < messages.size() && messages[i].speaker == Speaker::tool; ++i)
+                    results += "\n<tool_response>\n" + messages[i].text + "\n</tool_response>";
+                chatml_open("user");
+                text(std::move(results));
+            } else if (message.speaker == Speaker::assistant) {
+                chatml_open("assistant");
+                std::string said = message.text;
+                for (const auto& call : message.calls) {
+                    if (!said.empty()) said += '\n';
+                    said += "<tool_call>\n{\"name\": ";
+                    append_json_string(said, call.name);
+                    said += ", \"arguments\": " + call.arguments + "}\n</tool_call>";
+                }
+                text(std::move(said));
+            } else {
+                chatml_open(message.speaker == Speaker::user ? "user" : "system");
+                text(message.text);
+            }
+            chatml_close();
+        }
+        chatml_open("assistant");
+        return {};
+    }
+
+    void llama3_open(std::string_view speaker) {
+        mark(how_.start_, "<|start_header_id|>");
+        text(std::string(speaker));
+        mark(how_.header_end_, "<|end_header_id|>");
+        text("\n\n");
+    }
+    void llama3_close() { mark(how_.end_, "<|eot_id|>"); }
+
+    Result<void> llama3(const std::vector<ChatMessage>& messages, const std::vector<ToolDefinition>& tools) {
+        mark(how_.begin_, "<|begin_of_text|>");
+        size_t i = 0;
+        std::string system;
+        if (!tools.empty()) {
+            system =
+                "You have access to the following functions. To call a function, please respond with JSON for a "
+                "function call. Respond in the format {\"name\": function name, \"parameters\": dictionary of argument "
+                "name and its value}. Do not use variables.\n\n";
+            for (const auto& tool : tools) {
+                const auto written = tool_json(tool, 4);
+                if (!written) return written.error();
+                system += *written + "\n\n";
+            }
+        }
+        if (!messages.empty() && messages[0].speaker == Speaker::system) system += trimmed(messages[i++].text);
+        if (!system.empty()) {
+            llama3_open("system");
+            text(std::move(system));
+            llama3_close();
+        }
+        for (; i < messages.size(); ++i) {
+            const auto& message = messages[i];
+            switch (message.speaker) {
+                case Speaker::system: llama3_open("system"); break;
+                case Speaker::user: llama3_open("user"); break;
+                case Speaker::tool: llama3_open("ipython"); break;
+                case Speaker::assistant: llama3_open("assistant"); break;
+            }
+            if (message.speaker == Speaker::tool) {
+                std::string quoted;
+                append_json_string(quoted, message.text);
+                text(std::move(quoted));
+            } else {
+                std::string said = message.text;
+                for (const auto& call : message.calls) {
+                    if (!said.empty()) said += '\n';
+                    said += "{\"name\": ";
+                    append_json_string(said, call.name);
+                    said += ", \"parameters\": " + call.arguments + "}";
+                }
+                text(std::move(said));
+            }
+            llama3_close();
+        }
+        llama3_open("assistant");
+        return {};
+    }
+
+    const ChatTemplate& how_;
+    std::vector<Piece> pieces_;
+};
+
+Result<std::vector<Piece>> ChatTemplate::render(const std::vector<ChatMessage>& messages,
+                                                const ToolDefinitions& tools) const {
+    return Renderer(*this).render(messages, tools);
+}
+
+std::vector<TokenId> ChatTemplate::encode(const std::vector<Piece>& pieces) const {
+    std::vector<TokenId> tokens;
+    for (const auto& piece : pieces) {
+        if (piece.is_mark) {
+            tokens.push_back(piece.mark);
+        } else {
+            tokenizer_->encode(piece.text, tokens);
+        }
+    }
+    return tokens;
+}
+
+Result<std::vector<TokenId>> ChatTemplate::prompt(const ModelRequest& request) const {
+    auto pieces = render(chat_messages(request), request.tools);
+    if (!pieces) return pieces.error();
+    return encode(*pieces);
+}
+
+ChatTemplate::CallSyntax ChatTemplate::call_syntax() const {
+    switch (kind_) {
+        case TemplateKind::mainstay_tiny: return {call_, R"({"name":")", R"(","arguments":)", "}", false, ""};
+        case TemplateKind::chatml:
+            return {std::nullopt, "<tool_call>\n{\"name\": \"", "\", \"arguments\": ", "}\n</tool_call>", true, "\n"};
+        case TemplateKind::llama3: break;
+    }
+    return {std::nullopt, "{\"name\": \"", "\", \"parameters\": ", "}", true, ""};
+}
+
+ReplyReader::ReplyReader(std::shared_ptr<const ChatTemplate> chat_template, bool tools_offered, std::string call_prefix,
+                         StopSequences stops)
+    : template_(std::move(chat_template)),
+      tools_(tools_offered),
+      prefix_(std::move(call_prefix)),
+      stops_(std::move(stops)),
+      stream_(template_->tokenizer()) {}
+
+std::string ReplyReader::push(TokenId token) {
+    if (ended_) return {};
+    if (template_->is_stop(token)) {
+        ended_ = true;
+        return take_text(stream_.finish());
+    }
+    const bool call_mark =
+        template_->kind_ == TemplateKind::mainstay_tiny ? token == template_->call_ : template_->python_tag_ == token;
+    if (call_mark) {
+        const std::string shown = take_text(stream_.finish());
+        if (in_call_) close_call();
+        in_call_ = true;
+        return shown;
+    }
+    return take_text(stream_.push(token));
+}
+
+std::string ReplyReader::take_text(std::string_view text) {
+    if (text.empty()) return {};
+    if (in_call_ && template_->kind_ != TemplateKind::chatml) {
+        if (call_text_.size() + text.size() > limits::tool_arguments_bytes_max) {
+            problem_ =
+                "a call is longer than tool_arguments_bytes_max = " + std::to_string(limits::tool_arguments_bytes_max);
+            ended_ = true;
+            return {};
+        }
+        call_text_ += text;
+        return {};
+    }
+    if (!tools_ || template_->kind_ == TemplateKind::mainstay_tiny) return show(text);
+    if (template_->kind_ == TemplateKind::chatml) return take_chatml(text);
+    // llama-3: a reply that begins with a brace is a call, or turns out to be none at its end.
+    if (undecided_) {
+        held_ += text;
+        const std::string_view begun = trimmed(held_);
+        if (begun.empty()) return {};
+        undecided_ = false;
+        if (begun.front() == '{') {
+            in_call_ = true;
+            call_text_ = std::move(held_);
+            held_.clear();
+            return {};
+        }
+        const std::string all = std::move(held_);
+        held_.clear();
+        return show(all);
+    }
+    return show(text);
+}
+
+std::string ReplyReader::take_chatml(std::string_view text) {
+    constexpr std::string_view open = "<tool_call>", close = "</tool_call>";
+    held_ += text;
+    std::string shown;
+    while (!held_.empty()) {
+        if (in_call_) {
+            // The tag may also stand within a text of the arguments: the call ends where its object has ended.
+            size_t end = held_.find(close, searched_);
+            for (; end != std::string::npos; end = held_.find(close, searched_)) {
+                if (++tags_seen_ > close_tags_max || Members(std::string_view(held_).substr(0, end)).read()) break;
+                searched_ = end + close.size();
+            }
+            if (end == std::string::npos) {
+                searched_ = std::max(searched_, held_.size() - std::min(held_.size(), close.size()));
+                if (held_.size() <= limits::tool_arguments_bytes_max) break;
+                problem_ = "a call is longer than tool_arguments_bytes_max = " +
+                           std::to_string(limits::tool_arguments_bytes_max);
+                ended_ = true;
+                held_.clear();
+                break;
+            }
+            searched_ = tags_seen_ = 0;
+            call_text_ = held_.substr(0, end);
+            held_.erase(0, end + close.size());
+            close_call();
+            in_call_ = false;
+            continue;
+        }
+        const size_t begin = held_.find(open);
+        if (begin != std::string::npos) {
+            shown += show(
+                std::string_view(held_).substr(0, std::min(begin, held_.find_last_not_of(" \t\r\n", begin - 1) + 1)));
+            held_.erase(0, begin + open.size());
+            in_call_ = true;
+            continue;
+        }
+        // White space that may stand before a call, and what may begin one, waits.
+        size_t keep = 0;
+        for (size_t n = std::min(open.size() - 1, held_.size()); n > keep; --n)
+            if (std::string_view(held_).ends_with(open.substr(0, n))) keep = n;
+        size_t end = held_.size() - keep;
+        while (end > 0 && std::string_view(" \t\r\n").find(held_[end - 1]) != std::string_view::npos) --end;
+        shown += show(std::string_view(held_).substr(0, end));
+        held_.erase(0, end);
+        break;
+    }
+    return shown;
+}
+
+std::string ReplyReader::show(std::string_view text) {
+    if (text.empty() || stops_.found()) return {};
+    std::string shown = stops_.push(text);
+    if (stops_.found()) ended_ = true;
+    result_.text += shown;
+    return shown;
+}
+
+void ReplyReader::close_call() {
+    if (!add_call(call_text_) && problem_.empty()) problem_ = "what should be a call has no \"name\": " + call_text_;
+    call_text_.clear();
+}
+
+/// One call at the front of `text`. False where it names no tool.
+bool ReplyReader::add_call(std::string_view text) {
+    Members members(text);
+    const bool whole = members.read();
+    const auto quoted_name = members.find("name");
+    const auto name = quoted_name ? json_text(*quoted_name) : std::nullopt;
+    if (!name || name->empty() || name->size() > limits::name_bytes_max) return false;
+    auto arguments = members.find("arguments");
+    if (!arguments) arguments = members.find("parameters");
+    ModelToolCall call;
+    call.name = *name;
+    if (arguments) {
+        // Some models write the arguments as a text that holds JSON.
+        const auto inside = arguments->starts_with('"') ? json_text(*arguments) : std::nullopt;
+        call.arguments = inside ? *inside : std::string(*arguments);
+    } else if (!whole) {
+        return false;
+    } else {
+        call.arguments = "{}";
+    }
+    if (result_.calls.size() == limits::tool_calls_per_step_max) {
+        problem_ =
+            "more calls in one step than tool_calls_per_step_max = " + std::to_string(limits::tool_calls_per_step_max);
+        return true;
+    }
+    call.call_id = "call_" + prefix_ + "_" + std::to_string(result_.calls.size());
+    result_.calls.push_back(std::move(call));
+    return true;
+}
+
+/// Calls of llama-3, one after the other. False, and none added, where the text is no call.
+bool ReplyReader::add_calls(std::string_view text) {
+    const size_t before = result_.calls.size();
+    while (true) {
+        const size_t first = text.find_first_not_of(" \t\r\n;,");
+        if (first == std::string_view::npos) return result_.calls.size() > before;
+        text.remove_prefix(first);
+        Members members(text);
+        if (!members.read() || !(members.find("parameters") || members.find("arguments")) || !add_call(text)) {
+            result_.calls.resize(before);
+            return false;
+        }
+        text.remove_prefix(members.end());
+    }
+}
+
+std::variant<ModelResult, ModelError> ReplyReader::finish(std::string& tail) {
+    const bool cut = !ended_;
+    tail = take_text(stream_.finish());
+    const auto protocol = [&](std::string what) {
+        if (what.size() > limits::upstream_error_text_max) {
+            size_t end = limits::upstream_error_text_max;
+            while (end > 0 && (static_cast<unsigned char>(what[end]) & 0xc0) == 0x80) --end;
+            what.resize(end);
+        }
+        ModelError error;
+        error.error_class = ErrorClass::protocol;
+        error.code = ErrorCode::model_protocol_error;
+        error.message = "The model wrote a call that cannot be read: " + what;
+        return error;
+    };
+    bool dropped = false;
+    if (in_call_) {
+        if (template_->kind_ == TemplateKind::chatml) {
+            call_text_ = std::move(held_);
+            held_.clear();
+        }
+        Members members(call_text_);
+        if (cut && !members.read()) {
+            dropped = true;
+        } else if (template_->kind_ != TemplateKind::llama3) {
+            close_call();
+        } else if (!add_calls(call_text_)) {
+            tail += show(call_text_);  // JSON that was meant for the reader
+        }
+    } else if (result_.calls.empty()) {
+        tail += show(held_);
+    }
+    held_.clear();
+    const std::string rest = stops_.finish();
+    result_.text += rest;
+    tail += rest;
+    if (!problem_.empty()) return protocol(problem_);
+    result_.finish_reason = cut || dropped ? "length" : result_.calls.empty() ? "stop" : "tool_calls";
+    return std::move(result_);
+}
+
+}  // namespace mainstay
