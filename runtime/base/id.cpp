@@ -10,18 +10,19 @@ namespace {
 constexpr char alphabet[] = "abcdefghijklmnopqrstuvwxyz234567";
 
 void append_base32(std::string& out, const uint8_t* bytes, size_t size) {
-    uint32_t buffer = 0;
-    int bits = 0;
-    for (size_t i = 0; i < size; ++i) {
-        buffer = (buffer << 8) | bytes[i];
-        bits += 8;
-        while (bits >= 5) {
-            bits -= 5;
-            out.push_back(alphabet[(buffer >> bits) & 31]);
-        }
-        buffer &= (1u << bits) - 1;
+    const size_t start = out.size();
+    out.resize(start + (size * 8 + 4) / 5);
+    char* at = out.data() + start;
+    for (; size >= 5; size -= 5, bytes += 5) {
+        uint64_t word = 0;
+        for (int i = 0; i < 5; ++i) word = word << 8 | bytes[i];
+        for (int shift = 35; shift >= 0; shift -= 5) *at++ = alphabet[word >> shift & 31];
     }
-    if (bits > 0) out.push_back(alphabet[(buffer << (5 - bits)) & 31]);
+    uint64_t word = 0;
+    for (size_t i = 0; i < size; ++i) word = word << 8 | bytes[i];
+    int bits = static_cast<int>(size) * 8;
+    for (; bits >= 5; bits -= 5) *at++ = alphabet[word >> (bits - 5) & 31];
+    if (bits > 0) *at = alphabet[word << (5 - bits) & 31];
 }
 
 /// Exactly `size` bytes, with zero bits in the padding: one text for one id.

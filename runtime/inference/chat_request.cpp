@@ -66,7 +66,7 @@ std::string output_of(const Item& item) {
 size_t estimated_size(const ModelRequest& request) {
     size_t bytes = 1024 + request.instructions.size();
     const auto add = [&](const Item& item) { bytes += item.bytes() + item.bytes() / 8 + 128; };
-    for (const auto& turn : request.prompt.turns())
+    for (const auto& turn : request.prompt.settled)
         for (const auto& item : *turn) add(*item);
     for (const auto& item : request.prompt.open) add(*item);
     if (request.tools)
@@ -118,7 +118,7 @@ class Renderer {
             append_json_string(out_, request_.instructions);
             out_ += '}';
         }
-        for (const auto& turn : request_.prompt.turns()) write_turn(*turn);
+        for (const auto& turn : request_.prompt.settled) write_turn(*turn);
         write_turn(request_.prompt.open);
     }
 
@@ -128,7 +128,7 @@ class Renderer {
             for (const auto& item : items)
                 if (item->kind == ItemKind::function_call_output) outputs_[item->call_id].push_back(item.get());
         };
-        for (const auto& turn : request_.prompt.turns()) collect(*turn);
+        for (const auto& turn : request_.prompt.settled) collect(*turn);
         collect(request_.prompt.open);
     }
 

@@ -172,14 +172,14 @@ std::string whole_text(const Item& item) {
 const Item* last_user_message(const PromptItems& prompt) {
     for (auto item = prompt.open.rbegin(); item != prompt.open.rend(); ++item)
         if (is_user_message(**item)) return item->get();
-    for (auto turn = prompt.turns().rbegin(); turn != prompt.turns().rend(); ++turn)
+    for (auto turn = prompt.settled.rbegin(); turn != prompt.settled.rend(); ++turn)
         for (auto item = (*turn)->rbegin(); item != (*turn)->rend(); ++item)
             if (is_user_message(**item)) return item->get();
     return nullptr;
 }
 
 const Item* first_user_message(const PromptItems& prompt) {
-    for (const auto& turn : prompt.turns())
+    for (const auto& turn : prompt.settled)
         for (const auto& item : *turn)
             if (is_user_message(*item)) return item.get();
     for (const auto& item : prompt.open)
@@ -197,7 +197,7 @@ uint32_t tokens_of(size_t bytes) { return static_cast<uint32_t>((bytes + 3) / 4)
 
 uint32_t input_tokens(const ModelRequest& request) {
     size_t bytes = request.instructions.size();
-    const auto& settled = request.prompt.turns();
+    const auto& settled = request.prompt.settled;
     for (size_t i = settled.size() - std::min(settled.size(), counted_turns); i < settled.size(); ++i)
         for (const auto& item : *settled[i]) bytes += item->bytes();
     for (const auto& item : request.prompt.open) bytes += item->bytes();

@@ -13,7 +13,7 @@
 #include "runtime/base/agent_spec.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/error_code.h"
-#include "runtime/base/item.h"
+#include "runtime/base/turn_run.h"
 
 namespace mainstay {
 
@@ -28,12 +28,7 @@ using ToolDefinitions = std::shared_ptr<const std::vector<ToolDefinition>>;
 
 /// What the model is shown of the conversation, oldest first. `settled` is shared with the session and immutable.
 struct PromptItems {
-    using Turns = std::vector<std::shared_ptr<const std::vector<ItemPtr>>>;  // one entry a settled turn
-    std::shared_ptr<const Turns> settled;                                    // null: none
-    const Turns& turns() const {
-        static const Turns none;
-        return settled ? *settled : none;
-    }
+    TurnRun settled;
     std::vector<ItemPtr> open;  // items of the open turn
 };
 

@@ -26,62 +26,72 @@ ItemsPtr prompt_items(const TurnPtr& turn) {
 
 ItemsPtr prompt_items(const Turn& turn) { return filtered(turn); }
 
+Window::Window(const Window& other)
+    : entries_(other.entries_),
+      bytes_(other.bytes_),
+      bytes_max_(other.bytes_max_),
+      items_(other.items_),
+      dropped_(other.dropped_) {
+    if (items_) renew(entries_.size());
+}
+
 void Window::set_bytes(size_t bytes) {
     bytes_max_ = bytes;
     trim();
 }
 
 void Window::push(TurnPtr turn) {
-    Entry entry{turn, prompt_items(turn), 0};
-    for (const ItemPtr& item : turn->items) entry.bytes += sizeof(Item) + item->bytes();
-    bytes_ += entry.bytes;
-    entries_.push_back(std::move(entry));
-    snapshot_.reset();
+    size_t bytes = 0;
+    for (const ItemPtr& item : turn->items) bytes += sizeof(Item) + item->bytes();
+    bytes_ += bytes;
+    if (!items_ || items_->size() == items_->capacity()) renew(entries_.size() + entries_.size() / 2 + 4);
+    items_->push_back(prompt_items(turn));
+    entries_.push_back(Entry{std::move(turn), bytes});
     trim();
 }
 
+void Window::drop_first() {
+    bytes_ -= entries_.front().bytes;
+    dropped_bytes_ += entries_.front().bytes;
+    ++dropped_;
+    entries_.pop_front();
+}
+
 void Window::drop_up_to(TurnNo no) {
-    while (first_ < entries_.size() && entries_[first_].turn->no <= no) {
-        bytes_ -= entries_[first_].bytes;
-        entries_[first_++] = Entry{};
-        snapshot_.reset();
-    }
+    while (!entries_.empty() && entries_.front().turn->no <= no) drop_first();
     trim();
 }
 
 void Window::clear() {
     entries_.clear();
-    first_ = bytes_ = 0;
-    snapshot_.reset();
+    items_.reset();
+    bytes_ = dropped_ = dropped_bytes_ = 0;
 }
 
+/// What was dropped is held on to until it is a quarter of what is not: so a push moves a few pointers, and a window
+/// holds a quarter more than its bound.
 void Window::trim() {
-    while (entries_.size() > first_ + 1 && bytes_ > bytes_max_) {
-        bytes_ -= entries_[first_].bytes;
-        entries_[first_++] = Entry{};
-        snapshot_.reset();
-    }
-    // The emptied front is given up in one move when it is half of everything, so a push costs the same at any turn.
-    if (first_ > 16 && first_ * 2 > entries_.size()) {
-        entries_.erase(entries_.begin(), entries_.begin() + static_cast<ptrdiff_t>(first_));
-        first_ = 0;
-    }
+    while (entries_.size() > 1 && bytes_ > bytes_max_) drop_first();
+    if (dropped_bytes_ > bytes_ / 4) renew(entries_.size() + entries_.size() / 2 + 4);
+}
+
+void Window::renew(size_t capacity) {
+    auto fresh = std::make_shared<TurnRun::Turns>();
+    fresh->reserve(capacity);
+    if (items_) fresh->assign(items_->begin() + static_cast<ptrdiff_t>(dropped_), items_->end());
+    items_ = std::move(fresh);
+    dropped_ = dropped_bytes_ = 0;
 }
 
 TurnPtr Window::find(TurnNo no) const {
-    for (size_t i = entries_.size(); i > first_; --i)
-        if (entries_[i - 1].turn->no == no) return entries_[i - 1].turn;
+    for (auto at = entries_.rbegin(); at != entries_.rend(); ++at)
+        if (at->turn->no == no) return at->turn;
     return nullptr;
 }
 
-std::shared_ptr<const std::vector<ItemsPtr>> Window::snapshot() const {
-    if (!snapshot_) {
-        auto made = std::make_shared<std::vector<ItemsPtr>>();
-        made->reserve(entries_.size() - first_);
-        for (size_t i = first_; i < entries_.size(); ++i) made->push_back(entries_[i].items);
-        snapshot_ = std::move(made);
-    }
-    return snapshot_;
+TurnRun Window::run() const {
+    if (entries_.empty()) return {};
+    return TurnRun(items_, items_->data() + dropped_, entries_.size());
 }
 
 }  // namespace mainstay

@@ -247,22 +247,23 @@ void Session::load_window(TurnPtr settled_turn) {
 
 void Session::set_window_bytes(size_t bytes) { window_.set_bytes(bytes); }
 
-std::shared_ptr<const std::vector<ItemsPtr>> Session::settled_window() const {
-    auto turns = window_.snapshot();
+TurnRun Session::settled_window() const {
+    const TurnRun turns = window_.run();
     if (compacted_to_.value == 0) return turns;
     auto summary = std::make_shared<Item>();
     summary->kind = ItemKind::compaction;
     summary->text = summary_;
-    auto with_summary = std::make_shared<std::vector<ItemsPtr>>();
-    with_summary->push_back(std::make_shared<const std::vector<ItemPtr>>(1, std::move(summary)));
-    with_summary->insert(with_summary->end(), turns->begin(), turns->end());
-    return with_summary;
+    TurnRun::Turns with_summary;
+    with_summary.push_back(std::make_shared<const std::vector<ItemPtr>>(1, std::move(summary)));
+    with_summary.insert(with_summary.end(), turns.begin(), turns.end());
+    return TurnRun(std::move(with_summary));
 }
 
 ItemsPtr Session::open_items() const { return open_.empty() ? nullptr : prompt_items(open_.front().turn); }
 
 std::vector<ItemsPtr> Session::window() const {
-    std::vector<ItemsPtr> out = *settled_window();
+    const TurnRun settled = settled_window();
+    std::vector<ItemsPtr> out(settled.begin(), settled.end());
     if (auto open = open_items()) out.push_back(std::move(open));
     return out;
 }

@@ -135,7 +135,7 @@ class Session {
     std::vector<std::shared_ptr<const std::vector<ItemPtr>>> window() const;
     /// The same in its two parts, without copying: settled turns (shared by the steps of a turn), and the open turn's
     /// items (null: none).
-    std::shared_ptr<const std::vector<ItemsPtr>> settled_window() const;
+    TurnRun settled_window() const;
     ItemsPtr open_items() const;
     /// When the open turn ends by its limit, time in waits not counted; 0: no bound, or no turn.
     TimeMs open_deadline() const;

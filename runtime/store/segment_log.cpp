@@ -11,7 +11,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <unordered_map>
 
 #include "runtime/base/crash_point.h"
 #include "runtime/base/invariant.h"
@@ -23,6 +22,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view suffix = ".seg";
 constexpr std::string_view unfinished = "new.tmp";
 constexpr size_t ready_surplus = 2;  // recycled segments kept beyond the minimum; the rest goes back to the disk
+constexpr size_t acks_searched = 64;
 constexpr auto disk_full_retry = std::chrono::milliseconds(500);
 
 bool is_full(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
@@ -381,10 +381,10 @@ void SegmentLog::write_loop() {
     }
 }
 
-/// Like PostgreSQL's commit_delay with commit_siblings: a sync and the wake-ups behind it cost more CPU than anything else
-/// in a commit, so where many sessions append all the time, a group waits for a quarter of them, and never longer than
-/// the window since the last one. Sessions that only wait for a model do not count: the rate of arrivals must promise
-/// companions within the window. A lone session is written at once.
+/// Like PostgreSQL's commit_delay with commit_siblings: a sync and the wake-ups behind it cost more CPU than anything
+/// else in a commit, so where many sessions append all the time, a group waits for a third of them, and never longer
+/// than the window since the last one. Sessions that only wait for a model do not count: the rate of arrivals must
+/// promise companions within the window. A lone session is written at once.
 void SegmentLog::gather(Lock& lock) {
     using std::chrono::microseconds;
     using std::chrono::steady_clock;
@@ -400,9 +400,10 @@ void SegmentLog::gather(Lock& lock) {
         gather_goal_ = 0;
         now = steady_clock::now();
     }
-    const double elapsed =
-        std::max(1.0, std::chrono::duration<double, std::micro>(now - taken_at_).count());
-    records_per_us_ += (static_cast<double>(staging_.records.size()) / elapsed - records_per_us_) / 4;
+    const double elapsed = std::max(1.0, std::chrono::duration<double, std::micro>(now - taken_at_).count());
+    // What was longer than a window ago says nothing about the next one.
+    const double weight = std::clamp(elapsed / std::max(1.0, static_cast<double>(window.count())), 0.25, 1.0);
+    records_per_us_ += weight * (static_cast<double>(staging_.records.size()) / elapsed - records_per_us_);
     taken_at_ = now;
 }
 
@@ -468,19 +469,19 @@ bool SegmentLog::write_group(Staging& group, DirectFile& file) {
 }
 
 void SegmentLog::hand_on(Staging& group, uint64_t end_lsn, uint64_t appended_count) {
-    // One call per target with the highest sequence: a group can hold several batches of a session.
+    // One call per target with the highest sequence: a group can hold several batches of a session. Groups are short
+    // where sessions are few; long ones are not searched, and a session is told twice.
     std::vector<std::pair<std::shared_ptr<AckTarget>, Sequence>> acks;
     acks.reserve(group.records.size());
-    std::unordered_map<AckTarget*, size_t> places;
     for (LoggedRecord& record : group.records) {
         if (!record.target) continue;
         const Sequence last{record.header.first_sequence.value + std::max(1u, record.header.event_count) - 1};
-        const auto [place, added] = places.emplace(record.target.get(), acks.size());
-        if (added) {
+        const auto from = acks.end() - static_cast<ptrdiff_t>(std::min(acks.size(), acks_searched));
+        const auto same = std::find_if(from, acks.end(), [&](const auto& ack) { return ack.first == record.target; });
+        if (same == acks.end())
             acks.emplace_back(std::move(record.target), last);
-        } else {
-            acks[place->second].second = std::max(acks[place->second].second, last);
-        }
+        else
+            same->second = std::max(same->second, last);
     }
     DurableGroup durable{std::move(group.records), end_lsn, appended_count};
     group.records.clear();

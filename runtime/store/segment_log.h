@@ -1,7 +1,7 @@
 #pragma once
 // The journal of one partition on disk: pre-zeroed segments, one writer thread, one synced write per group. A group is
-// what arrived while the one before was being synced, so the disk sets the pace; under load it also waits a moment for a
-// part of the sessions that are at work (gather()), because a sync costs more than that wait. Nothing of a group is
+// what arrived while the one before was being synced, so the disk sets the pace; under load it also waits a moment for
+// a part of the sessions that are at work (gather()), because a sync costs more than that wait. Nothing of a group is
 // handed on or acknowledged before its sync has returned; a write or sync that fails ends the process.
 //
 // Three threads: any thread appends (encodes under a short mutex), the writer writes, syncs, hands on and acknowledges,
@@ -166,10 +166,10 @@ class SegmentLog {
     uint64_t previous_end_ = 0;
     size_t block_ = 512;
 
-    Staging writing_;       // writer only
+    Staging writing_;                                   // writer only
     std::chrono::steady_clock::time_point taken_at_{};  // writer only: when the last group was taken
     double records_per_us_ = 0;                         // writer only: arrivals, over the last few groups
-    AlignedBuffer header_;  // writer only
+    AlignedBuffer header_;                              // writer only
     std::atomic<uint64_t> durable_lsn_{0};
     std::atomic<bool> dead_{false};
     std::atomic<uint64_t> syncs_{0}, bytes_{0}, records_{0}, groups_{0};

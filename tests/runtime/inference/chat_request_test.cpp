@@ -62,9 +62,9 @@ ModelRequest request_of(std::vector<Item> open, std::vector<std::vector<Item>> s
     ModelRequest request;
     request.model = std::make_shared<const ModelSpec>(std::move(model));
     request.prompt.open = items_of(std::move(open));
-    PromptItems::Turns turns;
+    TurnRun::Turns turns;
     for (auto& turn : settled) turns.push_back(std::make_shared<const std::vector<ItemPtr>>(items_of(std::move(turn))));
-    request.prompt.settled = std::make_shared<const PromptItems::Turns>(std::move(turns));
+    request.prompt.settled = TurnRun(std::move(turns));
     return request;
 }
 

@@ -109,10 +109,10 @@ TEST_CASE("scripted device: placeholders stand for the conversation, other brace
     call.call_arguments = R"({"path":"{input}","pad":"{prose:40}"})";
     auto request = request_of(model_of({call}), "say \"x\"\n");
     request.prompt.open.push_back(tool_output("contents"));
-    PromptItems::Turns turns = request.prompt.turns();
+    TurnRun::Turns turns;
     turns.push_back(std::make_shared<const std::vector<ItemPtr>>(
         std::vector{message(Role::user, "first"), message(Role::assistant, "ok")}));
-    request.prompt.settled = std::make_shared<const PromptItems::Turns>(std::move(turns));
+    request.prompt.settled = TurnRun(std::move(turns));
     const auto result = *run(device, request)->result();
     CHECK(result.text == "say \"x\"\n|first|contents|{unknown}|{\"a\":1}|{");
     REQUIRE(result.calls.size() == 1);

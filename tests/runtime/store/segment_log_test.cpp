@@ -365,6 +365,54 @@ TEST_CASE("segment log: what arrives during a sync is one group, with one acknow
     CHECK(stats.journal_records == 21);
 }
 
+TEST_CASE("segment log: under load a group waits for a part of the sessions at work, a lone session never waits") {
+    TempDir directory;
+    auto config = config_for(directory.path());
+    config.group_gather_us = 200'000;
+    auto log = std::move(SegmentLog::open(config, SegmentLog::first_lsn(segment_size), {})).value();
+    log->start({}, [](DurableGroup&) {});
+    auto acks = std::make_shared<Acks>();
+    uint64_t sequence = 0;
+    auto append = [&](uint32_t companions) {
+        auto one = events(session_key(1), ++sequence, "x", acks);
+        one.companions = companions;
+        log->append(std::move(one));
+    };
+    auto durable = [&] { return eventually([&] { return acks->durable() == sequence; }); };
+    auto groups = [&] {
+        StoreStats stats;
+        log->fill(stats);
+        return stats.journal_groups;
+    };
+    // One session alone: each append is a group of its own, and none waits out the window.
+    const auto begun = std::chrono::steady_clock::now();
+    for (int i = 0; i < 20; ++i) {
+        append(1);
+        REQUIRE(durable());
+    }
+    CHECK(groups() == 20);
+    CHECK(std::chrono::steady_clock::now() - begun < 20 * std::chrono::microseconds(config.group_gather_us) / 2);
+
+    // Sixty at work, and many arrive: the groups are few. The last one, short of its goal, goes when the window ends.
+    const uint64_t before = groups();
+    constexpr uint32_t at_work = 60;
+    for (size_t i = 0; i < 10 * at_work / limits::group_gather_share; ++i) append(at_work);
+    append(at_work);
+    REQUIRE(durable());
+    CHECK(groups() - before <= 20);
+
+    // Sixty at work that wait for something else: what comes is written at once.
+    for (int i = 0; i < 20; ++i) {
+        std::this_thread::sleep_for(std::chrono::microseconds(config.group_gather_us / 2));  // the rate falls
+        append(at_work);
+        REQUIRE(durable());
+    }
+    const auto lonely = std::chrono::steady_clock::now();
+    append(at_work);
+    REQUIRE(durable());
+    CHECK(std::chrono::steady_clock::now() - lonely < std::chrono::microseconds(config.group_gather_us) / 2);
+}
+
 TEST_CASE("segment log: a failed write or sync ends the process, is not retried, and acknowledges nothing") {
     for (const std::string_view failing : {"write", "sync"}) {
         TempDir dir;
