@@ -1,6 +1,6 @@
 // AMX tile registers for products with BF16 weights; the rest is AVX-512. A tile product always takes 16 rows, real or
 // padding, so a row's bits depend on nothing but the row: even and odd k of 32 are summed apart, then added to the sum.
-#if defined(__AMX_BF16__)
+#if defined(__x86_64__)
 #include "runtime/inference/kernels_lanes_avx512.h"
 #include "runtime/inference/kernels_tables.h"
 

@@ -1,5 +1,5 @@
 // AVX2 with FMA: eight floats in one register, sixteen columns at a time.
-#if defined(__AVX2__) && defined(__FMA__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "runtime/inference/kernels.h"

@@ -1,5 +1,5 @@
 // AVX-512 without BF16 arithmetic: BF16 weights are widened in registers.
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include "runtime/inference/kernels_lanes_avx512.h"
 #include "runtime/inference/kernels_tables.h"
 

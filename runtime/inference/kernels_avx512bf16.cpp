@@ -1,5 +1,5 @@
 // AVX-512 with BF16 dot products: rows and weights are BF16, each pair of k is one multiply-add into a float.
-#if defined(__AVX512BF16__)
+#if defined(__x86_64__)
 #include "runtime/inference/kernels_lanes_avx512.h"
 #include "runtime/inference/kernels_tables.h"
 

@@ -25,15 +25,18 @@ inline F choose(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~ma
 inline F larger(F a, F b) { return choose(a > b, a, b); }
 
 /// The upper half of the first `Half * 2` lanes onto the lower; the others are of no interest.
-template <int Half>
+template <int Half, int Width = W>  // Width: so that the branches of other widths are not looked at
 inline F fold(F v) {
-    if constexpr (W == 16)
-        return __builtin_shufflevector(v, v, Half % W, (Half + 1) % W, (Half + 2) % W, (Half + 3) % W, (Half + 4) % W,
-                                       (Half + 5) % W, (Half + 6) % W, (Half + 7) % W, 8, 9, 10, 11, 12, 13, 14, 15);
-    else if constexpr (W == 8)
-        return __builtin_shufflevector(v, v, Half % W, (Half + 1) % W, (Half + 2) % W, (Half + 3) % W, 4, 5, 6, 7);
+    if constexpr (Width == 16)
+        return (F)__builtin_shufflevector(v, v, (Half + 0) % Width, (Half + 1) % Width, (Half + 2) % Width,
+                                          (Half + 3) % Width, (Half + 4) % Width, (Half + 5) % Width,
+                                          (Half + 6) % Width, (Half + 7) % Width, 8 % Width, 9 % Width, 10 % Width,
+                                          11 % Width, 12 % Width, 13 % Width, 14 % Width, 15 % Width);
+    else if constexpr (Width == 8)
+        return (F)__builtin_shufflevector(v, v, (Half + 0) % Width, (Half + 1) % Width, (Half + 2) % Width,
+                                          (Half + 3) % Width, 4 % Width, 5 % Width, 6 % Width, 7 % Width);
     else
-        return __builtin_shufflevector(v, v, Half % W, (Half + 1) % W, 2, 3);
+        return (F)__builtin_shufflevector(v, v, (Half + 0) % Width, (Half + 1) % Width, 2 % Width, 3 % Width);
 }
 
 inline float sum_of(F v) {  // halves onto halves: the same tree for every row
