@@ -73,7 +73,7 @@ class Batch {
     }
 
   private:
-    uint32_t context() const { return std::min(device_.caps().context_max, prompt_ + 128); }
+    uint32_t context() const { return std::min(device_.caps().context_max, prompt_ + 64); }
 
     StepRow row(uint32_t r, uint32_t position, uint32_t count) const {
         StepRow out;
@@ -166,7 +166,7 @@ int main(int argc, char** argv) {
         options.threads = threads;
         options.kernels = table->name;
         options.tokens_max = 128;
-        options.block_count = 32 * (shape.prompt + 128) / options.block_tokens + 1;
+        options.block_count = 32 * (shape.prompt + 64) / options.block_tokens + 1;
         auto device = make_neuron_core_sim(model, options);
         if (!device) {
             std::fprintf(stderr, "%s\n", device.error().message.c_str());
