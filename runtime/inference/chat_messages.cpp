@@ -13,16 +13,6 @@ using Speaker = ChatMessage::Speaker;
 
 bool is_call(const Item& item) { return item.kind == ItemKind::tool_call || item.kind == ItemKind::function_call; }
 
-/// Behind a pointer that may be null, or a range of its own.
-template <class Prompt>
-const auto& settled_turns(const Prompt& prompt) {
-    if constexpr (requires { prompt.turns(); }) {
-        return prompt.turns();
-    } else {
-        return prompt.settled;
-    }
-}
-
 std::string text_of(const Item& item) {
     std::string text = item.text;
     for (const auto& part : item.more_parts) {
@@ -67,7 +57,7 @@ class Collector {
   private:
     template <class Visit>
     void each_turn(Visit&& visit) {
-        for (const auto& turn : settled_turns(request_.prompt)) visit(*turn);
+        for (const auto& turn : request_.prompt.settled) visit(*turn);
         visit(request_.prompt.open);
     }
 
