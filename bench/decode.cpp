@@ -176,18 +176,18 @@ int main(int argc, char** argv) {
         WorkerThreads own(threads);
         auto pages = KvPages::create({shape.config.num_hidden_layers, 1, 16, 16, 2, precision}, "unused");
         Llama products(*model, *table, own, **pages, {128, 128, 16});
-        const auto products_of = [&](uint32_t rows) {
-            return measure(seconds / 2, [&] { return timed([&] { products.products_only(rows); }); });
+        const auto products_of = [&](uint32_t tokens, uint32_t rows) {
+            return measure(seconds / 2, [&] { return timed([&] { products.products_only(tokens, rows); }); });
         };
         for (const uint32_t rows : {1u, 8u, 32u}) {
             Batch batch(**device, rows, shape.prompt);
-            const Times before = products_of(rows);
+            const Times before = products_of(rows, rows);
             const Times step = measure(seconds, [&] { return batch.decode(); });
-            const Times after = products_of(rows);
+            const Times after = products_of(rows, rows);
             report("decode", rows, rows, step, before.best < after.best ? before : after);
         }
         Batch batch(**device, 1, shape.prompt);
-        const Times bound = products_of(shape.prompt);
+        const Times bound = products_of(shape.prompt, 1);
         report("prefill", 1, shape.prompt, measure(seconds, [&] { return batch.prefill(1); }), bound);
     }
     if (write.empty()) std::filesystem::remove_all(directory);

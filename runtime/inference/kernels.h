@@ -15,7 +15,7 @@
 //
 // Keys and values of 16 tokens form a tile, and a KV block holds whole tiles:
 //   keys BF16 [head_dim / 2][16][2], F32 [head_dim][16]: one vector of 16 tokens per dimension, no horizontal sums
-//   values [16][head_dim padded to 16]
+//   values F32 [16][padded], BF16 [8][padded][2] (two tokens side by side), padded: head_dim up to a multiple of 16
 
 #include <cstddef>
 #include <cstdint>
@@ -76,6 +76,7 @@ constexpr size_t attention_scratch_floats(size_t head_dim) {
 
 struct LogitScan {
     uint32_t best = 0;   // index of the largest, the lowest of equals
+    float largest = 0;   // its value
     bool finite = true;  // all are
 };
 

@@ -21,6 +21,11 @@ static_assert(16 % W == 0);
 
 inline uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline F zero() { return Lanes::all(0.0f); }
+inline I first_lanes() {  // 0, 1, 2, ...
+    I out = {};
+    for (int i = 0; i < W; ++i) out[i] = i;
+    return out;
+}
 inline F choose(I mask, F yes, F no) { return (F)(((I)yes & mask) | ((I)no & ~mask)); }
 inline F larger(F a, F b) { return choose(a > b, a, b); }
 
@@ -176,6 +181,17 @@ struct RowsWide {
 void product_f32(const Product& p) { walk<RowsF32, product_parts, float, float>(p); }
 [[maybe_unused]] void product_wide(const Product& p) { walk<RowsWide, product_parts, uint16_t, float>(p); }
 
+void to_bf16(const float* x, uint32_t n, uint16_t* out) {
+    uint32_t i = 0;
+    for (; i + W <= n; i += W) Lanes::narrow(out + i, Lanes::load(x + i));
+    if (i == n) return;
+    float rest[W] = {};
+    uint16_t narrow[W];
+    for (uint32_t j = i; j < n; ++j) rest[j - i] = x[j];
+    Lanes::narrow(narrow, Lanes::load(rest));
+    for (uint32_t j = i; j < n; ++j) out[j] = narrow[j - i];
+}
+
 // --- attention ------------------------------------------------------------------------------------------------------
 
 /// Running state of one query: maximum, sum of exponentials and the weighted sum of values so far.
@@ -187,47 +203,60 @@ struct Online {
 constexpr int span_tiles = kv_span_tokens / kv_tile_tokens;
 constexpr int span_vectors = kv_span_tokens / W;
 
-/// Scores of Q queries against the 16 keys of a tile. Even dimensions and odd ones are two chains, added at the end.
-template <int Q, class T>
-inline void tile_scores(const float* const* q, const T* keys, const T* ahead, uint32_t head_dim, float* scores) {
-    F even[Q][parts], odd[Q][parts];
+/// Scores of Q queries against N tiles of 16 keys. Even dimensions and odd ones are two chains, added at the
+/// end.
+template <int Q, int N, class T>
+inline void tile_scores(const float* const* q, const T* const* keys, const T* const* ahead, uint32_t head_dim,
+                        float* scores) {
+    F even[Q][N][parts], odd[Q][N][parts];
     for (int n = 0; n < Q; ++n)
-        for (int c = 0; c < parts; ++c) even[n][c] = odd[n][c] = zero();
-    for (uint32_t d = 0; d < head_dim; d += 2) {
-        __builtin_prefetch(ahead + d * 16);
-        if constexpr (sizeof(T) == 4) __builtin_prefetch(ahead + d * 16 + 16);
-        for (int c = 0; c < parts; ++c) {
-            F first, second;
-            if constexpr (sizeof(T) == 2) {
-                Lanes::pairs(keys + d * 16 + 2 * c * W, first, second);
-            } else {
-                first = Lanes::load(keys + d * 16 + c * W);
-                second = Lanes::load(keys + d * 16 + 16 + c * W);
-            }
-            for (int n = 0; n < Q; ++n) {
-                even[n][c] = Lanes::fma(first, Lanes::all(q[n][d]), even[n][c]);
-                odd[n][c] = Lanes::fma(second, Lanes::all(q[n][d + 1]), odd[n][c]);
+        for (int t = 0; t < N; ++t)
+            for (int c = 0; c < parts; ++c) even[n][t][c] = odd[n][t][c] = zero();
+    for (uint32_t d = 0; d < head_dim; d += 2)
+        for (int t = 0; t < N; ++t) {
+            __builtin_prefetch(ahead[t] + d * 16);
+            if constexpr (sizeof(T) == 4) __builtin_prefetch(ahead[t] + d * 16 + 16);
+            for (int c = 0; c < parts; ++c) {
+                F first, second;
+                if constexpr (sizeof(T) == 2) {
+                    Lanes::pairs(keys[t] + d * 16 + 2 * c * W, first, second);
+                } else {
+                    first = Lanes::load(keys[t] + d * 16 + c * W);
+                    second = Lanes::load(keys[t] + d * 16 + 16 + c * W);
+                }
+                for (int n = 0; n < Q; ++n) {
+                    even[n][t][c] = Lanes::fma(first, Lanes::all(q[n][d]), even[n][t][c]);
+                    odd[n][t][c] = Lanes::fma(second, Lanes::all(q[n][d + 1]), odd[n][t][c]);
+                }
             }
         }
-    }
     for (int n = 0; n < Q; ++n)
-        for (int c = 0; c < parts; ++c) Lanes::store(scores + n * kv_span_tokens + c * W, even[n][c] + odd[n][c]);
+        for (int t = 0; t < N; ++t)
+            for (int c = 0; c < parts; ++c)
+                Lanes::store(scores + n * kv_span_tokens + t * kv_tile_tokens + c * W, even[n][t][c] + odd[n][t][c]);
+}
+
+/// As many tiles at once as hide the latency and fit the registers.
+template <int Q, class T>
+inline void span_scores(const float* const* q, const T* const* keys, const T* const* ahead, uint32_t tiles,
+                        uint32_t head_dim, float* scores) {
+    constexpr int together = W < 16 ? 1 : Q == 1 ? 4 : 2;
+    uint32_t t = 0;
+    for (; t + together <= tiles; t += together)
+        tile_scores<Q, together>(q, keys + t, ahead + t, head_dim, scores + t * kv_tile_tokens);
+    for (; t < tiles; ++t) tile_scores<Q, 1>(q, keys + t, ahead + t, head_dim, scores + t * kv_tile_tokens);
 }
 
 /// Turns the span's scores into weights; lanes from `valid` on count nothing. Returns by how much the sums so far
 /// shrink.
 inline float span_softmax(float* scores, uint32_t valid, float scale, Online& state) {
     F value[span_vectors];
-    F largest = Lanes::all(-__builtin_inff());
+    const F nothing_at_all = Lanes::all(-__builtin_inff());
+    const I lane = first_lanes();
+    F largest = nothing_at_all;
     for (int c = 0; c < span_vectors; ++c) {
         value[c] = Lanes::load(scores + c * W) * Lanes::all(scale);
-        if (uint32_t(c * W + W) > valid) {
-            float lanes[W];
-            Lanes::store(lanes, value[c]);
-            for (int i = 0; i < W; ++i)
-                if (uint32_t(c * W + i) >= valid) lanes[i] = -__builtin_inff();
-            value[c] = Lanes::load(lanes);
-        }
+        value[c] = choose(lane + c * W < int(valid), value[c], nothing_at_all);
         largest = larger(value[c], largest);
     }
     const float span_max = max_of(largest);
@@ -235,8 +264,7 @@ inline float span_softmax(float* scores, uint32_t valid, float scale, Online& st
     F total = zero();
     for (int c = 0; c < span_vectors; ++c) {
         // -87 stands for "nothing" in exponential(); what counts nothing must be exactly 0.
-        const F weight =
-            choose(value[c] > Lanes::all(-__builtin_inff()), exponential(value[c] - Lanes::all(maximum)), zero());
+        const F weight = choose(value[c] > nothing_at_all, exponential(value[c] - Lanes::all(maximum)), zero());
         Lanes::store(scores + c * W, weight);
         total = total + weight;
     }
@@ -248,45 +276,49 @@ inline float span_softmax(float* scores, uint32_t valid, float scale, Online& st
     return shrink;
 }
 
-template <class T>
-inline F load_value(const T* at) {
-    if constexpr (sizeof(T) == 2)
-        return Lanes::widen(at);
-    else
-        return Lanes::load(at);
-}
-
-/// out[n] = out[n] * shrink[n] + the sum over keys of weight * value, D groups of 16 dimensions: even positions and odd
-/// ones are two chains (the first begins with what was there), added at the end.
+/// out[n] = out[n] * shrink[n] + the sum over keys of weight * value, D groups of 16 dimensions, in two chains: the
+/// even keys, begun with what was there, and the odd ones, added at the end.
 template <int Q, int D, class T>
 inline void span_values(const float* weights, const T* const* tiles, const T* const* ahead, uint32_t valid,
                         uint32_t value_stride, uint32_t from, const float* shrink, float* const* out) {
-    F even[Q][D * parts], odd[Q][D * parts];
+    F one[Q][D * parts], other[Q][D * parts];
     for (int n = 0; n < Q; ++n)
         for (int c = 0; c < D * parts; ++c) {
-            even[n][c] = Lanes::load(out[n] + from + c * W) * Lanes::all(shrink[n]);
-            odd[n][c] = zero();
+            one[n][c] = Lanes::load(out[n] + from + c * W) * Lanes::all(shrink[n]);
+            other[n][c] = zero();
         }
-    const auto add = [&](uint32_t key, F(&sum)[Q][D * parts]) __attribute__((always_inline)) {
-        const size_t at = size_t(key % kv_tile_tokens) * value_stride + from;
-        const T* row = tiles[key / kv_tile_tokens] + at;
-        const T* next = ahead[key / kv_tile_tokens] + at;
-        for (size_t line = 0; line < D * 16 * sizeof(T); line += 64) __builtin_prefetch((const char*)next + line);
-        F value[D * parts];
-        for (int c = 0; c < D * parts; ++c) value[c] = load_value(row + c * W);
-        for (int n = 0; n < Q; ++n) {
-            const F weight = Lanes::all(weights[n * kv_span_tokens + key]);
-            for (int c = 0; c < D * parts; ++c) sum[n][c] = Lanes::fma(weight, value[c], sum[n][c]);
+    // The rows of keys `key` and `key + 1`: BF16 has them side by side, dimension by dimension.
+    const auto place = [&](uint32_t key) __attribute__((always_inline)) {
+        const size_t at = size_t(key % kv_tile_tokens) * value_stride + (sizeof(T) == 2 ? 2 : 1) * from;
+        const char* next = (const char*)(ahead[key / kv_tile_tokens] + at);
+        for (size_t line = 0; line < D * 64; line += 64) {
+            __builtin_prefetch(next + line);
+            if constexpr (sizeof(T) == 4) __builtin_prefetch(next + line + 4 * value_stride);
+        }
+        return tiles[key / kv_tile_tokens] + at;
+    };
+    const auto add_two = [&](uint32_t key, bool both) __attribute__((always_inline)) {
+        const T* row = place(key);
+        for (int c = 0; c < D * parts; ++c) {
+            F first, second;
+            if constexpr (sizeof(T) == 2) {
+                Lanes::pairs(row + 2 * c * W, first, second);
+            } else {
+                first = Lanes::load(row + c * W);
+                if (both) second = Lanes::load(row + value_stride + c * W);
+            }
+            for (int n = 0; n < Q; ++n) {
+                one[n][c] = Lanes::fma(Lanes::all(weights[n * kv_span_tokens + key]), first, one[n][c]);
+                if (both)
+                    other[n][c] = Lanes::fma(Lanes::all(weights[n * kv_span_tokens + key + 1]), second, other[n][c]);
+            }
         }
     };
     uint32_t key = 0;
-    for (; key + 2 <= valid; key += 2) {
-        add(key, even);
-        add(key + 1, odd);
-    }
-    if (key < valid) add(key, even);
+    for (; key + 2 <= valid; key += 2) add_two(key, true);
+    if (key < valid) add_two(key, false);
     for (int n = 0; n < Q; ++n)
-        for (int c = 0; c < D * parts; ++c) Lanes::store(out[n] + from + c * W, even[n][c] + odd[n][c]);
+        for (int c = 0; c < D * parts; ++c) Lanes::store(out[n] + from + c * W, one[n][c] + other[n][c]);
 }
 
 /// As many dimensions at once as the registers hold for Q queries.
@@ -354,8 +386,7 @@ inline void attend_queries(const Attention& a, const float* const* q, const uint
             locate(begin + kv_span_tokens, 0, keys[now ^ 1], values[now ^ 1]);
         else
             locate(0, a.next_head_offset, keys[now ^ 1], values[now ^ 1]);
-        for (uint32_t t = 0; t < tiles; ++t)
-            tile_scores<Q>(q, keys[now][t], keys[now ^ 1][t], a.head_dim, scores + t * kv_tile_tokens);
+        span_scores<Q>(q, keys[now], keys[now ^ 1], tiles, a.head_dim, scores);
         float shrink[Q] = {};
         for (int n = 0; n < Q; ++n)
             if (ends[n] > begin)
@@ -436,25 +467,11 @@ void rotate(float* x, const float* cosine, const float* sine, uint32_t half) {
     }
 }
 
-void to_bf16(const float* x, uint32_t n, uint16_t* out) {
-    uint32_t i = 0;
-    for (; i + W <= n; i += W) Lanes::narrow(out + i, Lanes::load(x + i));
-    if (i == n) return;
-    float rest[W] = {};
-    uint16_t narrow[W];
-    for (uint32_t j = i; j < n; ++j) rest[j - i] = x[j];
-    Lanes::narrow(narrow, Lanes::load(rest));
-    for (uint32_t j = i; j < n; ++j) out[j] = narrow[j - i];
-}
-
 LogitScan scan_logits(const float* logits, uint32_t n) {
     // x - x is 0 for what is finite and NaN otherwise.
     F best = Lanes::all(-__builtin_inff()), strange = zero();
-    I where = {}, index;
+    I where = {}, index = first_lanes();
     where = where - 1;
-    int first[W];
-    for (int i = 0; i < W; ++i) first[i] = i;
-    __builtin_memcpy(&index, first, sizeof(index));
     uint32_t i = 0;
     for (; i + W <= n; i += W) {
         const F v = Lanes::load(logits + i);
@@ -482,7 +499,7 @@ LogitScan scan_logits(const float* logits, uint32_t n) {
         }
         bad += logits[i] - logits[i];
     }
-    return {top_at, bad == 0.0f};
+    return {top_at, top, bad == 0.0f};
 }
 
 [[maybe_unused]] void nothing() {}

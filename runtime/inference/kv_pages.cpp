@@ -97,7 +97,9 @@ void KvPages::write(int64_t slot, uint32_t layer, uint32_t head, const float* ke
         kernels.to_bf16(key, dim, narrow);
         uint16_t* to = reinterpret_cast<uint16_t*>(keys) + size_t(tile) * kv_tile_tokens * dim + 2 * lane;
         for (uint32_t d = 0; d < dim; d += 2) std::memcpy(to + size_t(d) * kv_tile_tokens, narrow + d, 4);
-        kernels.to_bf16(value, dim, reinterpret_cast<uint16_t*>(values) + size_t(index) * padded);
+        kernels.to_bf16(value, dim, narrow);
+        uint16_t* pairs = reinterpret_cast<uint16_t*>(values) + size_t(index / 2) * 2 * padded + index % 2;
+        for (uint32_t d = 0; d < dim; ++d) pairs[2 * d] = narrow[d];
     } else {
         float* to = reinterpret_cast<float*>(keys) + size_t(tile) * kv_tile_tokens * dim + lane;
         for (uint32_t d = 0; d < dim; ++d) to[size_t(d) * kv_tile_tokens] = key[d];
@@ -127,8 +129,11 @@ std::string KvPages::export_block(BlockId block, uint32_t tokens) const {
                     std::memcpy(out.data() + header_bytes + tile + d * kv_tile_tokens * size,
                                 at(block) + tile + d * kv_tile_tokens * size, lanes * pair * size);
             }
-            std::memcpy(out.data() + header_bytes + values, at(block) + values,
-                        size_t(tokens) * shape_.padded_dim() * size);
+            const size_t row = shape_.padded_dim() * size, whole = tokens / pair * pair;
+            std::memcpy(out.data() + header_bytes + values, at(block) + values, whole * row);
+            for (size_t d = 0; whole < tokens && d < shape_.padded_dim(); ++d)  // the first of two side by side
+                std::memcpy(out.data() + header_bytes + values + whole * row + d * pair * size,
+                            at(block) + values + whole * row + d * pair * size, size);
         }
     put<uint32_t>(out, checksum_at, crc32c(std::string_view(out).substr(tokens_at)));
     return out;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "runtime/base/invariant.h"
 
@@ -13,7 +14,8 @@ namespace {
 
 constexpr uint32_t attention_chunk = 16;  // query tokens of one task, of a prompt
 constexpr uint32_t head_panels = 16;      // of the head's product before its logits are looked at
-constexpr size_t pair_stride = 80;        // floats of a thread's row of one gate and one up panel: five cache lines
+constexpr size_t head_stride = head_panels * panel_columns + 16;  // floats of a thread's row of those
+constexpr size_t pair_stride = 80;  // floats of a thread's row of one gate and one up panel: five cache lines
 
 /// Elements of a row that begins on a cache line and whose length is an odd number of them.
 size_t odd_stride(size_t elements, size_t bytes) {
@@ -29,15 +31,19 @@ struct Share {
 };
 
 /// `more` is of later columns: of equals the lower one stays.
-void merge(LogitScan& scan, const LogitScan& more, std::span<const float> logits) {
-    if (logits[more.best] > logits[scan.best]) scan.best = more.best;
+void merge(LogitScan& scan, const LogitScan& more) {
+    if (more.largest > scan.largest) {
+        scan.best = more.best;
+        scan.largest = more.largest;
+    }
     scan.finite = scan.finite && more.finite;
 }
 
 size_t scratch_floats(const LlamaConfig& config, const LlamaSizes& sizes) {
     const size_t rows = round_up(sizes.tokens_max, row_granule);
-    return round_up(
-        std::max(size_t(config.hidden_size) + attention_scratch_floats(config.head_dim), rows * pair_stride), 16);
+    return round_up(std::max({size_t(config.hidden_size) + attention_scratch_floats(config.head_dim),
+                              rows * pair_stride, round_up(sizes.rows_max, row_granule) * head_stride}),
+                    16);
 }
 
 }  // namespace
@@ -135,11 +141,13 @@ void Llama::forward(std::span<const LlamaRow> rows) {
     tokens_.clear();
     row_begin_.clear();
     wanted_.clear();
+    keep_logits_ = false;
     for (const LlamaRow& row : rows) {
         row_begin_.push_back(uint32_t(tokens_.size()));
         for (size_t i = 0; i < row.tokens.size(); ++i)
             tokens_.push_back({uint32_t(row_begin_.size() - 1), row.position + uint32_t(i)});
         if (row.want_logits) wanted_.push_back(uint32_t(tokens_.size() - 1));
+        keep_logits_ = keep_logits_ || (row.want_logits && row.keep_logits);
     }
     INVARIANT(tokens_.size() <= sizes_.tokens_max, "tokens of a batch");
     INVARIANT(wanted_.size() <= sizes_.rows_max, "rows of a batch that want logits");
@@ -189,7 +197,7 @@ void Llama::run_thread(unsigned thread, std::span<const LlamaRow> rows) {
     for (uint32_t i = heads.begin; i < heads.end; ++i) {
         scans_[i] = scan_parts_[i];
         for (unsigned part = 1; part < threads_.count(); ++part)
-            merge(scans_[i], scan_parts_[part * sizes_.rows_max + i], logits(i));
+            merge(scans_[i], scan_parts_[part * sizes_.rows_max + i]);
     }
     kernels_.end();
 }
@@ -199,18 +207,20 @@ void Llama::run_thread(unsigned thread, std::span<const LlamaRow> rows) {
 void Llama::score(unsigned thread, uint32_t wanted) {
     const Share panels(model_.head().panels(), thread, threads_.count());
     LogitScan* scans = scan_parts_.data() + thread * sizes_.rows_max;
-    for (uint32_t i = 0; i < wanted; ++i)
-        scans[i] = {std::min(panels.begin * panel_columns, config_.vocab_size - 1), true};
+    for (uint32_t i = 0; i < wanted; ++i) scans[i] = {0, -std::numeric_limits<float>::infinity(), true};
     for (uint32_t begin = panels.begin; begin < panels.end; begin += head_panels) {
-        const uint32_t end = std::min(begin + head_panels, panels.end);
-        product(model_.head(), head_in_.get(), hidden_in_stride_, logits_.get(), logits_stride_, wanted, begin, end,
-                false);
-        const uint32_t column = begin * panel_columns,
-                       columns = std::min(end * panel_columns, config_.vocab_size) - column;
+        const uint32_t end = std::min(begin + head_panels, panels.end), column = begin * panel_columns;
+        PackedMatrix part = model_.head();
+        part.data =
+            static_cast<const uint8_t*>(part.data) + size_t(column) * part.k * element_bytes(model_.precision());
+        float* y = keep_logits_ ? logits_.get() + column : scratch_.get() + thread * scratch_stride_;
+        const size_t stride = keep_logits_ ? logits_stride_ : head_stride;
+        product(part, head_in_.get(), hidden_in_stride_, y, stride, wanted, 0, end - begin, false);
         for (uint32_t i = 0; i < wanted; ++i) {
-            LogitScan part = kernels_.scan_logits(logits(i).data() + column, columns);
-            part.best += column;
-            merge(scans[i], part, logits(i));
+            LogitScan more =
+                kernels_.scan_logits(y + i * stride, std::min(end * panel_columns, config_.vocab_size) - column);
+            more.best += column;
+            merge(scans[i], more);
         }
     }
 }
@@ -333,20 +343,21 @@ void Llama::feed_forward(unsigned thread, const LlamaLayer& layer, uint32_t rows
     }
 }
 
-void Llama::products_only(uint32_t rows) {
-    INVARIANT(rows <= sizes_.rows_max && rows <= sizes_.tokens_max, "rows of a step");
+void Llama::products_only(uint32_t tokens, uint32_t rows) {
+    INVARIANT(rows <= sizes_.rows_max && tokens <= sizes_.tokens_max, "size of a step");
     threads_.run([&](unsigned thread) {
         kernels_.begin();
         for (const LlamaLayer& layer : model_.layers()) {
-            product_share(thread, layer.qkv, hidden_in_.get(), hidden_in_stride_, qkv_.get(), qkv_stride_, rows, false);
+            product_share(thread, layer.qkv, hidden_in_.get(), hidden_in_stride_, qkv_.get(), qkv_stride_, tokens,
+                          false);
             threads_.barrier();
             product_share(thread, layer.output, heads_in_.get(), heads_in_stride_, residual_.get(), hidden_stride_,
-                          rows, false);
+                          tokens, false);
             threads_.barrier();
             const Share pairs(layer.gate_up.panels() / 2, thread, threads_.count());
-            for (uint32_t pair = pairs.begin; pair < pairs.end; ++pair) gate_and_up(thread, layer, pair, rows);
+            for (uint32_t pair = pairs.begin; pair < pairs.end; ++pair) gate_and_up(thread, layer, pair, tokens);
             threads_.barrier();
-            product_share(thread, layer.down, ff_in_.get(), ff_in_stride_, residual_.get(), hidden_stride_, rows,
+            product_share(thread, layer.down, ff_in_.get(), ff_in_stride_, residual_.get(), hidden_stride_, tokens,
                           false);
             threads_.barrier();
         }

@@ -27,7 +27,8 @@ struct LlamaRow {
     std::span<const TokenId> tokens;
     uint32_t position = 0;
     const BlockId* block_table = nullptr;
-    bool want_logits = false;  // of the last token
+    bool want_logits = false;  // of the last token: scan()
+    bool keep_logits = false;  // and logits(); a step in which no row keeps them does not write them to memory
 };
 
 struct LlamaSizes {
@@ -45,7 +46,8 @@ class Llama {
     /// Computes the batch and writes its keys and values. Rows must not share a position's slot.
     void forward(std::span<const LlamaRow> rows);
 
-    /// After forward(): of the i-th row that wanted logits. Writable, for masks; valid until the next forward().
+    /// After forward(): of the i-th row that wanted logits, if a row of the batch was to keep them. Writable, for
+    /// masks; valid until the next forward().
     std::span<float> logits(uint32_t i) {
         return {logits_.get() + size_t(i) * logits_stride_, model_.config().vocab_size};
     }
@@ -55,8 +57,9 @@ class Llama {
     /// What forward() needs beside weights and blocks.
     static uint64_t memory_bytes(const LlamaConfig& config, const LlamaSizes& sizes, unsigned threads);
 
-    /// Only the products of a step of `rows` tokens, all of which want logits: the bound that benchmarks compare with.
-    void products_only(uint32_t rows);
+    /// Only the products of a step of `tokens` tokens, `rows` of which want logits: the bound that benchmarks compare
+    /// with.
+    void products_only(uint32_t tokens, uint32_t rows);
 
   private:
     struct Deleter {
@@ -110,8 +113,9 @@ class Llama {
     std::vector<float> cosine_, sine_;  // [position][head_dim / 2]
 
     std::vector<Token> tokens_;
-    std::vector<uint32_t> row_begin_;            // first token of each row
-    std::vector<uint32_t> wanted_;               // token index of each row that wants logits
+    std::vector<uint32_t> row_begin_;  // first token of each row
+    std::vector<uint32_t> wanted_;     // token index of each row that wants logits
+    bool keep_logits_ = false;
     std::vector<LogitScan> scans_, scan_parts_;  // of all columns; of each thread's, [thread][row]
     std::atomic<uint32_t> next_task_{0};
 };

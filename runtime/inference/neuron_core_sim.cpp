@@ -48,7 +48,8 @@ class NeuronCoreSim final : public Device {
         if (auto checked = check(step); !checked) return checked.error();
         rows_.clear();
         for (const StepRow& row : step.rows)
-            rows_.push_back({row.tokens, row.position, row.block_table.data(), row.want_token || row.want_logits});
+            rows_.push_back({row.tokens, row.position, row.block_table.data(), row.want_token || row.want_logits,
+                             row.want_logits || !row.sampling.greedy() || !row.allowed.empty()});
         llama_.forward(rows_);
         StepResult result;
         result.step = step.id;

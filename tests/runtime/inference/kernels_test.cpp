@@ -190,7 +190,7 @@ struct AttentionCase {
             const uint32_t index = t % block_tokens, tile = index / 16, lane = index % 16;
             for (uint32_t d = 0; d < padded; ++d) {
                 const float value = d < dim ? v[t * dim + d] : 0;
-                const size_t at = index * padded + d;
+                const size_t at = bf16 ? index / 2 * 2 * padded + 2 * d + index % 2 : index * padded + d;
                 if (bf16)
                     reinterpret_cast<uint16_t*>(page + value_offset)[at] = bf16_of(value);
                 else
