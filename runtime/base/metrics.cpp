@@ -154,6 +154,9 @@ struct Metrics::Handles {
     Gauge& read_only =
         gauge(registry, "mainstay_store_read_only", "1 while the disk is too full to accept anything new.");
 
+    Gauge& damaged_sessions =
+        gauge(registry, "mainstay_store_damaged_sessions", "Sessions set aside, because their records cannot be read.");
+
     Gauge& resident = gauge(registry, "mainstay_process_resident_memory_bytes", "Resident memory of the process.");
     Gauge& descriptors = gauge(registry, "mainstay_process_open_fds", "Open file descriptors of the process.");
     FollowingCounter cpu{
@@ -199,6 +202,7 @@ void Metrics::set_store_figures(const StoreFigures& figures) {
     handles_->apply_backlog.Set(double(figures.apply_backlog_bytes));
     handles_->append_queue.Set(double(figures.append_queue_bytes));
     handles_->read_only.Set(figures.read_only ? 1 : 0);
+    handles_->damaged_sessions.Set(double(figures.damaged_sessions));
 }
 
 prometheus::Registry& Metrics::registry() { return handles_->registry; }

@@ -20,6 +20,7 @@ struct StoreFigures {
     uint64_t state_syncs = 0, state_commits = 0, recovered_records = 0;
     uint64_t apply_backlog_bytes = 0, append_queue_bytes = 0;
     bool read_only = false;
+    uint64_t damaged_sessions = 0;
 };
 
 class Metrics {
@@ -47,7 +48,7 @@ class Metrics {
     void set_store(const Stats& stats) {
         set_store_figures({stats.journal_syncs, stats.journal_bytes, stats.journal_records, stats.state_syncs,
                            stats.state_commits, stats.recovered_records, stats.apply_backlog_bytes,
-                           stats.append_queue_bytes, stats.read_only});
+                           stats.append_queue_bytes, stats.read_only, stats.damaged_sessions});
     }
 
     /// Other rooms register their own families here, once, when they are made.

@@ -93,6 +93,7 @@ Result<void> DiskStore::recover() {
     } else if (auto made = make_meta(applied_lsn); !made) {
         return made;
     }
+    if (auto taken_up = recover_quarantine(); !taken_up) return taken_up;
 
     auto log = SegmentLog::open(std::move(log_config), applied_lsn, [this](const RecordView& record) {
         // A group begins: what came before is a place to start from.
@@ -163,6 +164,25 @@ Result<void> DiskStore::read_meta(const std::string& format, size_t& segment_byt
     return {};
 }
 
+Result<void> DiskStore::recover_quarantine() {
+    quarantine_ = std::make_unique<Quarantine>(
+        *config_.fold, config_.shard_count,
+        [this](Table table, std::string_view prefix, const Quarantine::Visit& visit) {
+            return state_->scan(table, prefix, {}, SIZE_MAX, visit);
+        },
+        [this](const SessionKey& key) { return state_->get(Table::head, session_row_key(key, config_.shard_count)); });
+    std::vector<RowOp> rows;
+    if (auto taken_up = quarantine_->recover(rows); !taken_up) return taken_up;
+    if (rows.empty()) return {};
+    // On a full disk they stay as they are, until a start that finds room.
+    if (const auto applied = state_->apply(rows)) {
+        quarantine_->commit();
+    } else {
+        quarantine_->abandon();
+    }
+    return {};
+}
+
 Result<void> DiskStore::make_meta(uint64_t& applied_lsn) {
     std::string format(format_row_bytes, '\0');
     const uint32_t shards = config_.shard_count;
@@ -222,6 +242,7 @@ void DiskStore::append(Append append) { log_->append(std::move(append)); }
 Result<SessionImage> DiskStore::load(const SessionKey& key) {
     // The tail first: what leaves it is in the state before. The other way round a record could be missed.
     const auto records = tail_.records_of(key);
+    if (auto damaged = quarantine_->error_of(key)) return *damaged;
     auto head = state_->get(Table::head, session_row_key(key, config_.shard_count));
     if (!head) return head.error();
     SessionImage image;
@@ -282,11 +303,8 @@ Result<std::vector<std::string>> DiskStore::entities() {
         return true;
     });
     if (!scanned) return scanned.error();
-    for (const auto& [key, records] : pending) {
-        auto rows = fold_tail(key, records);
-        if (!rows) return rows.error();
-        apply_rows(*rows, Table::entity, found);
-    }
+    for (const auto& [key, records] : pending)
+        apply_rows(quarantine_->fold_entities(key, records), Table::entity, found);
     std::vector<std::string> out;
     out.reserve(found.size());
     for (auto& [key, value] : found) out.push_back(std::move(value));
@@ -300,6 +318,7 @@ StoreStats DiskStore::stats() const {
         stats.applied_lsn = applied_lsn_;
         stats.read_only = apply_blocked_;
     }
+    stats.damaged_sessions = quarantine_->sessions();
     stats.state_syncs = state_->syncs();
     stats.state_commits = state_->commits();
     stats.state_rows = state_->rows_written();
@@ -401,10 +420,12 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
         }
     }
     if (!applied) {
+        quarantine_->abandon();
         applied_.notify_all();
         return;
     }
     const uint64_t end_lsn = generation.end_lsn;
+    quarantine_->commit();  // before its records leave the tail: no load may find neither
     tail_.drop();
     crash_point("state.before_release");
     log_->release(end_lsn);
@@ -429,21 +450,7 @@ Result<void> DiskStore::fold_generation(const TailGeneration& generation, std::v
         const auto& records = generation.sessions.at(*key);
         for (const auto& record : records)
             if (record.kind == RecordKind::promise) promised = std::max(promised, record.epoch.value);
-        const auto folding = fold_records(records);
-        if (folding.empty()) continue;
-        std::optional<std::string> head;
-        if (key->session.valid()) {
-            auto row = state_->get(Table::head, row_key);
-            if (!row) return row.error();
-            head = std::move(row).value();
-        }
-        const auto folded =
-            config_.fold->fold(*key, head ? std::optional<std::string_view>(*head) : std::nullopt, folding, rows);
-        if (!folded)
-            return {folded.error().code,
-                    "session " + to_hex(row_key) + " at lsn " + std::to_string(folding.front().lsn.value) + ": " +
-                        folded.error().message,
-                    ""};
+        if (auto folded = quarantine_->fold(*key, records, rows); !folded) return folded;
     }
     for (const auto& [shard, index] : generation.indexes)
         shard_indexes_[shard] = std::max(shard_indexes_[shard], index);

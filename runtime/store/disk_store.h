@@ -18,6 +18,7 @@
 #include "runtime/base/limits.h"
 #include "runtime/store/journal.h"
 #include "runtime/store/lmdb_state.h"
+#include "runtime/store/quarantine.h"
 #include "runtime/store/segment_log.h"
 #include "runtime/store/tail.h"
 
@@ -76,6 +77,7 @@ class DiskStore final : public Store {
     Result<void> recover();
     Result<void> read_meta(const std::string& format, size_t& segment_bytes, uint64_t& applied_lsn);
     Result<void> make_meta(uint64_t& applied_lsn);
+    Result<void> recover_quarantine();
 
     void apply_loop();
     bool must_apply() const;
@@ -90,6 +92,7 @@ class DiskStore final : public Store {
 
     const DiskStoreConfig config_;
     std::unique_ptr<LmdbState> state_;
+    std::unique_ptr<Quarantine> quarantine_;
     Tail tail_;
     std::unique_ptr<SegmentLog> log_;
     std::vector<uint64_t> shard_indexes_;  // applier only, as applied

@@ -64,6 +64,7 @@ struct StoreStats {
     uint64_t segments = 0, segments_ready = 0;
     uint64_t applied_lsn = 0, durable_lsn = 0;
     uint64_t recovered_records = 0, recovered_bytes = 0, torn_bytes = 0;
+    uint64_t damaged_sessions = 0;  // set aside, because their records cannot be folded
     bool read_only = false;
 };
 

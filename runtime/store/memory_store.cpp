@@ -38,6 +38,21 @@ MemoryStore::MemoryStore(MemoryStoreConfig config) : config_(std::move(config)) 
     applied_indexes_.assign(config_.shard_count, 0);
     next_index_ = applied_indexes_;
     tail_ = std::make_unique<Tail>(SIZE_MAX);
+    INVARIANT(recover_quarantine().ok(), "nothing is damaged yet");
+}
+
+Result<void> MemoryStore::recover_quarantine() {
+    quarantine_ = std::make_unique<Quarantine>(
+        *config_.fold, config_.shard_count,
+        [this](Table t, std::string_view prefix, const Quarantine::Visit& visit) {
+            return scan(t, prefix, {}, SIZE_MAX, visit);
+        },
+        [this](const SessionKey& key) { return read_row(Table::head, session_row_key(key, config_.shard_count)); });
+    std::vector<RowOp> rows;
+    if (auto taken_up = quarantine_->recover(rows); !taken_up) return taken_up;
+    for (size_t t = 0; t < table_count; ++t) apply_rows(rows, static_cast<Table>(t), tables_[t]);
+    quarantine_->commit();
+    return {};
 }
 
 // --- faults -------------------------------------------------------------------------------------------------------
@@ -256,6 +271,7 @@ void MemoryStore::crash() {
 
 Result<void> MemoryStore::reopen(Epoch epoch) {
     INVARIANT(crashed_, "only what ended can begin again");
+    if (auto taken_up = recover_quarantine(); !taken_up) return taken_up;
     MemorySource source(segments_);
     next_index_ = applied_indexes_;
     tail_ = std::make_unique<Tail>(SIZE_MAX);
@@ -295,17 +311,16 @@ bool MemoryStore::step_apply() {
     std::map<SessionKey, const std::vector<TailRecord>*> order;
     for (const auto& [key, records] : generation->sessions) order.emplace(key, &records);
     for (const auto& [key, records] : order) {
-        auto folded = fold_tail(key, *records);
-        if (!folded) {
+        if (auto folded = quarantine_->fold(key, *records, rows); !folded) {
             must_abort("applying: " + folded.error().message);
             return false;
         }
-        rows.insert(rows.end(), std::make_move_iterator(folded->begin()), std::make_move_iterator(folded->end()));
     }
     for (size_t t = 0; t < table_count; ++t) apply_rows(rows, static_cast<Table>(t), tables_[t]);
     for (const auto& [shard, index] : generation->indexes)
         applied_indexes_[shard] = std::max(applied_indexes_[shard], index);
     applied_lsn_ = generation->end_lsn;
+    quarantine_->commit();
     tail_->drop();
     while (segments_.size() > 1 && segments_.begin()->first < segment_of(applied_lsn_, config_.segment_bytes)) {
         recycled_.push_back(std::move(segments_.begin()->second));
@@ -346,6 +361,7 @@ Result<void> MemoryStore::admit(size_t bytes) {
 }
 
 Result<SessionImage> MemoryStore::load(const SessionKey& key) {
+    if (auto damaged = quarantine_->error_of(key)) return *damaged;
     SessionImage image;
     const auto& heads = table(Table::head);
     const auto found = heads.find(session_row_key(key, config_.shard_count));
@@ -385,11 +401,8 @@ std::vector<SessionKey> MemoryStore::sessions_in_tail() { return tail_->sessions
 
 Result<std::vector<std::string>> MemoryStore::entities() {
     std::map<std::string, std::string> found = table(Table::entity);
-    for (const auto& [key, records] : tail_->entities()) {
-        auto rows = fold_tail(key, records);
-        if (!rows) return rows.error();
-        apply_rows(*rows, Table::entity, found);
-    }
+    for (const auto& [key, records] : tail_->entities())
+        apply_rows(quarantine_->fold_entities(key, records), Table::entity, found);
     std::vector<std::string> out;
     for (auto& [key, value] : found) out.push_back(std::move(value));
     return out;
@@ -401,6 +414,7 @@ StoreStats MemoryStore::stats() const {
     stats.apply_backlog_bytes = tail_->bytes();
     stats.apply_backlog_records = tail_->records();
     stats.segments = segments_.size();
+    stats.damaged_sessions = quarantine_->sessions();
     stats.applied_lsn = applied_lsn_;
     stats.durable_lsn = end_lsn_;
     stats.read_only = must_abort_ || no_space_steps_ != 0;

@@ -17,6 +17,7 @@
 #include "runtime/base/random.h"
 #include "runtime/store/journal.h"
 #include "runtime/store/journal_scan.h"
+#include "runtime/store/quarantine.h"
 #include "runtime/store/record.h"
 #include "runtime/store/tail.h"
 
@@ -117,6 +118,7 @@ class MemoryStore final : public Store {
     void put(uint64_t lsn, std::string_view bytes);
     void cut_written(uint64_t keep);
     Result<std::vector<RowOp>> fold_tail(const SessionKey& key, const std::vector<TailRecord>& records);
+    Result<void> recover_quarantine();
     std::map<std::string, std::string>& table(Table t) { return tables_[static_cast<size_t>(t)]; }
 
     MemoryStoreConfig config_;
@@ -138,6 +140,7 @@ class MemoryStore final : public Store {
     bool header_written_ = false;
     std::vector<uint64_t> next_index_;
     std::unique_ptr<Tail> tail_;
+    std::unique_ptr<Quarantine> quarantine_;
     std::function<void()> on_applied_;
     bool crashed_ = false, must_abort_ = false;
     std::string abort_reason_;

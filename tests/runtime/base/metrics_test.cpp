@@ -27,7 +27,7 @@ double value_of(const std::string& text, const std::string& series) {
 struct Stats {
     uint64_t journal_syncs = 0, journal_bytes = 0, journal_records = 0, journal_groups = 0;
     uint64_t state_syncs = 0, state_commits = 0, append_queue_bytes = 0, apply_backlog_bytes = 0;
-    uint64_t recovered_records = 0;
+    uint64_t recovered_records = 0, damaged_sessions = 0;
     bool read_only = false;
 };
 
@@ -77,6 +77,7 @@ TEST_CASE("metrics: totals of the store move by what was added, also after they 
     stats.journal_syncs = 10;
     stats.apply_backlog_bytes = 500;
     stats.read_only = true;
+    stats.damaged_sessions = 3;
     metrics.set_store(stats);
     metrics.set_store(stats);
     CHECK(value_of(metrics.expose(), "mainstay_journal_syncs_total") == 10);
@@ -86,6 +87,7 @@ TEST_CASE("metrics: totals of the store move by what was added, also after they 
     CHECK(value_of(metrics.expose(), "mainstay_journal_syncs_total") == 15);
     CHECK(value_of(metrics.expose(), "mainstay_state_apply_backlog_bytes") == 0);
     CHECK(value_of(metrics.expose(), "mainstay_store_read_only") == 1);
+    CHECK(value_of(metrics.expose(), "mainstay_store_damaged_sessions") == 3);
     stats.journal_syncs = 2;
     metrics.set_store(stats);
     CHECK(value_of(metrics.expose(), "mainstay_journal_syncs_total") == 17);

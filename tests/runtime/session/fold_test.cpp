@@ -130,6 +130,29 @@ TEST_CASE("fold: the rows are the session: its head, its turns, its timer and wh
     }
 }
 
+TEST_CASE("fold: a batch that makes and deletes a session deletes it, whatever was there") {
+    // What an operator's deletion of a damaged session journals: nobody can load that session to decide upon.
+    EventBatch batch;
+    batch.at = 5;
+    SessionCreated created;
+    created.tenant = test_key().tenant;
+    batch.events = {created, SessionDeleted{}};
+    const std::string bytes = encode(batch);
+    std::vector<RowOp> rows;
+    SessionFold fold;
+    REQUIRE(fold.fold(test_key(), std::nullopt, {FoldRecord{Lsn{9}, Epoch{1}, Sequence{1}, bytes}}, rows).ok());
+    const std::string prefix = session_row_key(test_key());
+    const auto deletes = [&](Table table) {
+        return std::any_of(rows.begin(), rows.end(), [&](const RowOp& row) {
+            return row.table == table && row.prefix && row.key == prefix && !row.value;
+        });
+    };
+    CHECK(deletes(Table::turn));
+    CHECK(deletes(Table::key));
+    CHECK(
+        std::none_of(rows.begin(), rows.end(), [](const RowOp& row) { return row.table == Table::turn && row.value; }));
+}
+
 TEST_CASE("fold: records that the head contains are skipped, a gap is refused") {
     Rig rig;
     rig.submit();
