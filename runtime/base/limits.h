@@ -177,6 +177,21 @@ constexpr uint32_t device_rows_max = 1024;    // sequences of one step
 constexpr uint32_t device_tokens_max = 8192;  // tokens of one step
 constexpr uint32_t device_spin_us_max = 20;   // a device's thread that waits longer for the others sleeps
 
+// --- batching ---------------------------------------------------------------------------------------------------
+constexpr size_t kv_saves_per_work_max = 16;              // blocks copied off a device before one step
+constexpr size_t kv_disk_bytes_default = 1ull << 30;      // (config) of the KV cache's tier on disk
+constexpr size_t kv_disk_value_bytes_max = 256ull << 20;  // one block with its framing
+constexpr size_t kv_disk_map_bytes_max = 1ull << 42;
+constexpr size_t scheduler_waiting_max = 65'536;         // (config) model steps that wait, of all tenants
+constexpr size_t scheduler_waiting_tenant_max = 16'384;  // (config) of one tenant
+constexpr size_t scheduler_devices_max = 1024;           // of one model
+constexpr uint32_t scheduler_redispatch_max = 2;         // of a step whose device was lost
+constexpr size_t scheduler_admissions_per_step_max = 64;
+constexpr size_t scheduler_bypass_max = 64;  // others that may overtake a step which fits nowhere yet
+constexpr size_t scheduler_stop_tokens_max = 64;
+constexpr size_t fair_idle_max = 65'536;     // tenants and root sessions whose service is remembered while idle
+constexpr size_t measured_tools_max = 1024;  // names of tools whose durations are remembered
+
 static_assert(input_bytes_max < http_body_bytes_max);
 static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
