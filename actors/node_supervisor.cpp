@@ -28,10 +28,12 @@ caf::actor tenant_of(caf::stateful_actor<NodeSupervisorState>* self, NodeContext
     return slot;
 }
 
-/// Sessions that a start takes up: those with an open turn, and those whose last records LMDB does not contain yet.
+/// Sessions that a start takes up: those with an open turn, and those whose last records LMDB does not contain yet; but
+/// none whose newest record says that it is at rest, which under load is nearly all of them.
 std::deque<SessionKey> find_resumable(NodeContext& node) {
     std::deque<SessionKey> found;
-    std::unordered_set<SessionKey> seen;
+    const auto resting = node.store.resting_in_tail();
+    std::unordered_set<SessionKey> seen(resting.begin(), resting.end());
     auto add = [&](const SessionKey& key) {
         if (seen.insert(key).second) found.push_back(key);
     };

@@ -6,6 +6,7 @@
 #include "runtime/base/crash_point.h"
 #include "runtime/base/invariant.h"
 #include "runtime/session/fold.h"
+#include "runtime/session/rebuild.h"
 
 namespace mainstay {
 namespace {
@@ -63,29 +64,15 @@ void SessionActor::activate() {
         broken_ = image.error();
         return;
     }
-    if (image->head) {
-        auto decoded = Session::decode_head(key_, *image->head);
-        if (!decoded.ok()) {
-            broken_ = decoded.error();
-            return;
-        }
-        *session_ = std::move(*decoded);
+    auto rebuilt = rebuild(key_, *image);
+    if (!rebuilt.ok()) {
+        broken_ = rebuilt.error();
+        return;
     }
+    *session_ = std::move(*rebuilt);
     session_->set_window_bytes(node_.options.window_bytes);
-    if (session_->exists()) adopt_history();
+    if (session_->exists()) follow_parents();
     if (broken_) return;
-    for (const auto& record : image->tail) {
-        if (record.first_sequence <= session_->last_sequence()) continue;
-        auto batch = decode_batch(*record.payload);
-        if (!batch.ok()) {
-            broken_ = batch.error();
-            return;
-        }
-        const bool existed = session_->exists();
-        session_->apply(*batch, record.first_sequence);
-        if (!existed && session_->created().parent.valid()) adopt_history();
-        if (broken_) return;
-    }
     gate_.start_at(last());
     crash_point("session.activated");
     // Whatever was in flight when the last incarnation ended has no answer to come.
@@ -95,30 +82,31 @@ void SessionActor::activate() {
     drive();
 }
 
-/// What a session shares with those that it was forked from, and the newest turns that its prompts want. Once, when the
-/// session is known to exist: at activation, or when the command that makes it has been applied.
-void SessionActor::adopt_history() {
-    if (auto followed = history_.follow_parents(session_->created()); !followed.ok())
-        broken_ = followed.error();
-    else
-        load_window();
+/// What a session shares with those that it was forked from. Once, when the session is known to exist: at activation,
+/// or when the command that makes it has been applied.
+void SessionActor::follow_parents() {
+    if (auto followed = history_.follow_parents(session_->created()); !followed.ok()) broken_ = followed.error();
 }
 
-/// The newest settled turns, as far back as the window reaches.
+/// The newest settled turns, as far back as the window reaches: when a prompt is wanted for the first time, because
+/// most sessions that wake are only looked at. What was settled since activation is in the window already.
 void SessionActor::load_window() {
-    std::vector<TurnPtr> newest_first;
+    if (window_loaded_ || broken_) return;
+    std::vector<TurnPtr> turns;
     size_t bytes = 0;
     for (uint32_t no = session_->tip().value; no > 0 && bytes < node_.options.window_bytes; --no) {
-        auto turn = history_.read(TurnNo{no});
+        auto turn = find_turn(TurnNo{no});
         if (!turn.ok()) {
             broken_ = turn.error();
             return;
         }
         if (!*turn) break;
         bytes += bytes_of((*turn)->items);
-        newest_first.push_back(std::move(*turn));
+        turns.push_back(std::move(*turn));
     }
-    for (auto at = newest_first.rbegin(); at != newest_first.rend(); ++at) session_->load_window(*at);
+    std::reverse(turns.begin(), turns.end());
+    session_->load_window(turns);
+    window_loaded_ = true;
 }
 
 void SessionActor::count_busy() {
@@ -177,6 +165,8 @@ Decided SessionActor::decide(CommandContext context, CommandBody body) {
         append.turn = decided.batch->turn;
         append.payload = encode(*decided.batch);
         append.target = ack_target_;
+        append.at_rest = session_->at_rest();
+        append.deletes = session_->deleted();
         append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
         crash_point("session.before_append");
         node_.store.append(std::move(append));
@@ -276,10 +266,16 @@ void SessionActor::on(SubmitTurn& ask) {
     }
     const TimeMs deadline = ask.request.timeout_ms ? ctx.now + ask.request.timeout_ms : 0;
     const bool existed = session_->exists();
+    load_window();
+    if (broken_) return fail(*broken_);
     // A conversation goes on by its own name only (DECISIONS 16).
     if (existed && ask.after && session_->created().conversation) return fork_and_submit(ask);
     const auto decided = decide(std::move(ctx), std::move(submit));
-    if (!existed && session_->created().parent.valid()) adopt_history();  // its first prompt is the parent's history
+    if (!existed && session_->created().parent.valid()) {
+        follow_parents();
+        window_loaded_ = false;  // its first prompt is the parent's history
+        load_window();
+    }
     if (broken_) return fail(*broken_);
     if (decided.refused) {
         if (decided.refused->code == ErrorCode::conflict && ask.after) return fork_and_submit(ask);

@@ -90,7 +90,7 @@ class SessionActor {
     void on(WakeUp& ask);
     void fork_and_submit(SubmitTurn& ask);
     void publish_deltas();
-    void adopt_history();
+    void follow_parents();
     /// Keys whose rows LMDB has need not be remembered here; called now and then.
     void forget_applied_keys();
     void load_window();
@@ -135,6 +135,7 @@ class SessionActor {
     bool waits_for_commit_ = false;  // an effect is pending that only the commit holds back
     std::optional<ToolsReady> listed_;
     bool listing_ = false;
+    bool window_loaded_ = false;
 
     TimeMs armed_at_ = 0;
     TimeMs last_active_ = 0;

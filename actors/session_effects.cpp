@@ -153,6 +153,8 @@ void SessionActor::start_model(const RunModelStep& step) {
         return fail_model(step, ErrorClass::transient, ErrorCode::tool_unavailable, failure);
     }
 
+    load_window();
+    if (broken_) return watch_.fail_all(*broken_);  // its history cannot be read: it says so to whoever asks
     ModelRequest request;
     request.request_id = node_.next_request.fetch_add(1, std::memory_order_relaxed);
     request.model = model;

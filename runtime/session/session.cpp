@@ -182,6 +182,7 @@ Pending Session::pending() const {
 bool Session::exists() const { return exists_; }
 bool Session::deleted() const { return deleted_; }
 bool Session::idle() const { return open_.empty(); }
+bool Session::at_rest() const { return idle() && wake_at() == 0 && !(exists_ && created_.ephemeral); }
 Sequence Session::last_sequence() const { return sequence_; }
 const SessionKey& Session::key() const { return key_; }
 TurnNo Session::last_turn() const { return last_turn_; }
@@ -241,8 +242,10 @@ std::optional<KnownKey> Session::find_key(const KeyHash& key, TimeMs now) const 
     return KnownKey{recent->turn, recent->request_digest, recent->at};
 }
 
-void Session::load_window(TurnPtr settled_turn) {
-    if (settled_turn->no > compacted_to_) window_.push(std::move(settled_turn));
+void Session::load_window(const std::vector<TurnPtr>& settled_turns) {
+    window_.clear();
+    for (const TurnPtr& turn : settled_turns)
+        if (turn->no > compacted_to_) window_.push(turn);
 }
 
 void Session::set_window_bytes(size_t bytes) { window_.set_bytes(bytes); }

@@ -95,6 +95,8 @@ class Session {
     bool exists() const;  // created and not deleted
     bool deleted() const;
     bool idle() const;  // no open or queued turn, no open wait
+    /// Nothing is left to do by itself: idle, no wake-up ahead, nothing to delete. A start need not take it up.
+    bool at_rest() const;
     Sequence last_sequence() const;
     const SessionKey& key() const;
     TurnNo last_turn() const;  // of any status; 0: none
@@ -126,9 +128,9 @@ class Session {
     /// Turn that a key of the last 24 hours named, as far as the session remembers itself.
     std::optional<KnownKey> find_key(const KeyHash& key, TimeMs now) const;
 
-    /// Settled turns for the prompt, oldest first, bounded by `window_bytes`. Loaded at activation from the newest rows
-    /// (call in order, oldest first), extended by apply().
-    void load_window(TurnPtr settled_turn);
+    /// Settled turns for the prompt, oldest first, bounded by `window_bytes`; extended by apply(). A session that was
+    /// made again has those of its tail only: whoever wants a prompt loads the newest rows, oldest first, instead.
+    void load_window(const std::vector<TurnPtr>& settled_turns);
     void set_window_bytes(size_t bytes);
     /// One entry a settled turn, then the open turn's items; calls of the open turn that are settled carry their
     /// output.

@@ -280,7 +280,7 @@ Result<std::vector<RowOp>> DiskStore::fold_tail(const SessionKey& key, const std
 Result<std::optional<std::string>> DiskStore::read_turn(const SessionKey& key, TurnNo turn) {
     const std::string row_key = turn_row_key(key, turn, config_.shard_count);
     const auto records = tail_.records_of(key);
-    if (!records.empty()) {
+    if (may_touch(records, turn)) {
         auto rows = fold_tail(key, records);
         if (!rows) return rows.error();
         if (auto row = row_after(*rows, Table::turn, row_key)) return std::move(*row);
@@ -289,6 +289,8 @@ Result<std::optional<std::string>> DiskStore::read_turn(const SessionKey& key, T
 }
 
 std::vector<SessionKey> DiskStore::sessions_in_tail() { return tail_.sessions(); }
+
+std::vector<SessionKey> DiskStore::resting_in_tail() { return tail_.resting(); }
 
 void DiskStore::on_applied(std::function<void()> callback) {
     std::lock_guard lock(mutex_);

@@ -42,7 +42,11 @@ struct Append {
     TurnNo turn;
     std::string payload;
     std::shared_ptr<AckTarget> target;  // may be null
-    /// How many sessions are at work and so may append soon: under load a group waits a moment for some of them. A hint.
+    /// After this batch the session has nothing to do by itself: a start need not take it up.
+    bool at_rest = false;
+    bool deletes = false;  // the batch deletes the session
+    /// How many sessions are at work and so may append soon: under load a group waits a moment for some of them. A
+    /// hint.
     uint32_t companions = 0;
 };
 
@@ -86,8 +90,11 @@ class Store {
                               const std::function<bool(std::string_view key, std::string_view value)>& visit) = 0;
     /// The row of a settled turn, also when it is durable but not applied yet (by folding head and tail).
     virtual Result<std::optional<std::string>> read_turn(const SessionKey& key, TurnNo turn) = 0;
-    /// Sessions whose durable records are not all applied; with the `open` table they are what recovery takes up.
+    /// Sessions whose durable records are not all applied. With the `open` table they are what recovery takes up, but
+    /// for those at rest.
     virtual std::vector<SessionKey> sessions_in_tail() = 0;
+    /// Those of them whose newest record says that they are at rest, whatever the `open` table says.
+    virtual std::vector<SessionKey> resting_in_tail() = 0;
     /// Called on the store's background thread after each applied transaction (may be empty).
     virtual void on_applied(std::function<void()> callback) = 0;
     /// Bodies of entities, latest version of each (kind, name) and all versions still referenced, in LMDB or tail.

@@ -102,6 +102,8 @@ void MemoryStore::append(Append append) {
     if (header.shard.value < next_index_.size()) header.index = ++next_index_[header.shard.value];
     header.event_count = append.event_count;
     header.turn = append.turn;
+    if (append.at_rest) header.flags |= record_at_rest;
+    if (append.deletes) header.flags |= record_deletes;
     header.session = append.session;
     header.first_sequence = append.first_sequence;
     pending.stored_bytes = record_stored_bytes(0, append.payload.size());
@@ -389,7 +391,7 @@ Result<void> MemoryStore::scan(Table t, std::string_view prefix, std::string_vie
 Result<std::optional<std::string>> MemoryStore::read_turn(const SessionKey& key, TurnNo turn) {
     const std::string row_key = turn_row_key(key, turn, config_.shard_count);
     const auto records = tail_->records_of(key);
-    if (!records.empty()) {
+    if (may_touch(records, turn)) {
         auto rows = fold_tail(key, records);
         if (!rows) return rows.error();
         if (auto row = row_after(*rows, Table::turn, row_key)) return std::move(*row);
@@ -398,6 +400,8 @@ Result<std::optional<std::string>> MemoryStore::read_turn(const SessionKey& key,
 }
 
 std::vector<SessionKey> MemoryStore::sessions_in_tail() { return tail_->sessions(); }
+
+std::vector<SessionKey> MemoryStore::resting_in_tail() { return tail_->resting(); }
 
 Result<std::vector<std::string>> MemoryStore::entities() {
     std::map<std::string, std::string> found = table(Table::entity);

@@ -91,6 +91,7 @@ class MemoryStore final : public Store {
                       const std::function<bool(std::string_view key, std::string_view value)>& visit) override;
     Result<std::optional<std::string>> read_turn(const SessionKey& key, TurnNo turn) override;
     std::vector<SessionKey> sessions_in_tail() override;
+    std::vector<SessionKey> resting_in_tail() override;
     void on_applied(std::function<void()> callback) override { on_applied_ = std::move(callback); }
     Result<std::vector<std::string>> entities() override;
     StoreStats stats() const override;

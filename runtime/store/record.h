@@ -26,7 +26,9 @@ constexpr uint16_t shard_all = 0xffff;
 constexpr uint8_t record_sealed = 1;         // 24-byte nonce follows the header, the payload is ciphertext
 constexpr uint8_t record_chained = 2;        // 32-byte session chain hash follows (after the nonce, if any)
 constexpr uint8_t record_last_of_group = 4;  // the group ends here; without it the group is torn
-constexpr uint8_t record_flags_known = 7;
+constexpr uint8_t record_at_rest = 8;        // after this batch the session has nothing to do by itself
+constexpr uint8_t record_deletes = 16;       // the batch deletes the session
+constexpr uint8_t record_flags_known = 31;
 
 using StoreUuid = std::array<uint8_t, 16>;
 

@@ -254,6 +254,8 @@ void SegmentLog::append(Append append) {
                        : shard_of(append.session.tenant, append.session.session.family, config_.shard_count);
     header.event_count = append.event_count;
     header.turn = append.turn;
+    if (append.at_rest) header.flags |= record_at_rest;
+    if (append.deletes) header.flags |= record_deletes;
     header.session = append.session;
     header.first_sequence = append.first_sequence;
     record.stored_bytes = record_stored_bytes(0, append.payload.size());

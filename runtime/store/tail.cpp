@@ -6,6 +6,11 @@
 
 namespace mainstay {
 
+bool may_touch(const std::vector<TailRecord>& records, TurnNo turn) {
+    return std::any_of(records.begin(), records.end(),
+                       [turn](const TailRecord& record) { return record.deletes || record.turn <= turn; });
+}
+
 TailGeneration& Tail::open_generation() {
     if (generations_.empty() || sealed_) {
         generations_.push_back(std::make_shared<TailGeneration>());
@@ -16,8 +21,9 @@ TailGeneration& Tail::open_generation() {
 
 void Tail::add_locked(const RecordHeader& header, std::shared_ptr<const std::string> payload, size_t stored_bytes) {
     TailGeneration& generation = open_generation();
-    generation.sessions[header.session].push_back(
-        {header.lsn, header.epoch, header.kind, header.first_sequence, std::move(payload)});
+    generation.sessions[header.session].push_back({header.lsn, header.epoch, header.kind, header.first_sequence,
+                                                   header.turn, (header.flags & record_at_rest) != 0,
+                                                   (header.flags & record_deletes) != 0, std::move(payload)});
     if (header.shard.value != shard_all) generation.indexes.emplace_back(header.shard.value, header.index);
     generation.bytes += stored_bytes;
     ++generation.records;
@@ -63,6 +69,18 @@ std::vector<SessionKey> Tail::sessions() const {
             if (key.session.valid()) out.push_back(key);
     std::sort(out.begin(), out.end());
     out.erase(std::unique(out.begin(), out.end()), out.end());
+    return out;
+}
+
+std::vector<SessionKey> Tail::resting() const {
+    std::lock_guard lock(mutex_);
+    std::unordered_map<SessionKey, bool> newest;
+    for (const auto& generation : generations_)
+        for (const auto& [key, records] : generation->sessions)
+            if (key.session.valid()) newest[key] = records.back().at_rest;
+    std::vector<SessionKey> out;
+    for (const auto& [key, at_rest] : newest)
+        if (at_rest) out.push_back(key);
     return out;
 }
 

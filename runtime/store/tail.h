@@ -22,8 +22,14 @@ struct TailRecord {
     Epoch epoch;
     RecordKind kind = RecordKind::events;
     Sequence first_sequence;
+    TurnNo turn;
+    bool at_rest = false, deletes = false;
     std::shared_ptr<const std::string> payload;
 };
+
+/// Whether folding these records of a session can change the row of `turn`: one that is older than all of them is
+/// settled, and its row as it was. A deletion changes them all.
+bool may_touch(const std::vector<TailRecord>& records, TurnNo turn);
 
 struct TailGeneration {
     std::unordered_map<SessionKey, std::vector<TailRecord>> sessions;
@@ -51,6 +57,8 @@ class Tail {
 
     std::vector<TailRecord> records_of(const SessionKey& key) const;
     std::vector<SessionKey> sessions() const;
+    /// Sessions whose newest record says that they are at rest.
+    std::vector<SessionKey> resting() const;
     /// Indexes of the shards in the tail, the highest last.
     std::vector<std::pair<uint16_t, uint64_t>> indexes() const;
     /// Tenants' entity records, grouped by tenant, in order.

@@ -80,7 +80,7 @@ void Shell::adopt_history() {
         for (const auto& item : (*turn)->items) bytes += item->bytes();
         newest_first.push_back(std::move(*turn));
     }
-    std::for_each(newest_first.rbegin(), newest_first.rend(), [&](auto& turn) { session_.load_window(turn); });
+    session_.load_window({newest_first.rbegin(), newest_first.rend()});
 }
 
 Result<TurnPtr> Shell::find_turn(TurnNo turn) const {
@@ -125,6 +125,8 @@ Decided Shell::decide(CommandBody body, const Request* request) {
         append.turn = decided.batch->turn;
         append.payload = encode(*decided.batch);
         append.target = ack_target_;
+        append.at_rest = session_.at_rest();
+        append.deletes = session_.deleted();
         world_.append(std::move(append));
     }
     for (const TurnNo no : decided.settled) settling_.emplace_back(session_.last_sequence(), session_.turn(no));

@@ -282,7 +282,8 @@ void World::restart() {
     now_ += random_.below(100);
     budget_ = {};
     check(store_.reopen(Epoch{++epoch_}).ok(), "the store cannot be opened again");
-    // As the node does: what has records that are not applied, what has an open turn, and what is due.
+    // As the node does: what has records that are not applied, what has an open turn, and what is due; but nothing that
+    // says of itself that it is at rest.
     std::set<uint32_t> found;
     for (const auto& key : store_.sessions_in_tail()) found.insert(index_of_.at(key));
     auto collect = [&](std::string_view key, std::string_view) {
@@ -290,6 +291,7 @@ void World::restart() {
         return true;
     };
     check(store_.scan(Table::open, {}, {}, SIZE_MAX, collect).ok(), "the table of open sessions cannot be read");
+    for (const auto& key : store_.resting_in_tail()) found.erase(index_of_.at(key));
     std::fill(alarms_.begin(), alarms_.end(), 0);
     for (const uint32_t session : found) shell(session);
 }

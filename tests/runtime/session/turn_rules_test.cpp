@@ -570,8 +570,7 @@ TEST_CASE("session: a fork goes on behind the turns that it shares") {
     CHECK(decided.turn == TurnNo{3});
     CHECK(child.parent() == test_key().session);
     CHECK(child.parent_turn() == TurnNo{2});
-    child.load_window(parent.turn(1));
-    child.load_window(parent.turn(2));
+    child.load_window({parent.turn(1), parent.turn(2)});
     CHECK(child.window().size() == 3);
     CHECK(child.turn(TurnNo{2}) == nullptr);
     auto again = Session::decode_head(child.key(), child.encode_head());

@@ -84,6 +84,30 @@ TEST_CASE_TEMPLATE("store: a batch of several events is acknowledged by its last
     h.settle([&] { return acks->durable() == 13; });
 }
 
+TEST_CASE_TEMPLATE("store: the newest record of a session says whether it is at rest, also after a restart", H,
+                   DiskHarness, MemoryHarness) {
+    H h;
+    auto acks = std::make_shared<Acks>();
+    auto append = [&](const SessionKey& key, uint64_t sequence, bool at_rest, std::shared_ptr<Acks> to) {
+        Append one = events(key, sequence, "O", std::move(to));
+        one.at_rest = at_rest;
+        h.store().append(std::move(one));
+    };
+    const SessionKey rests = session_key(1), works = session_key(2), never = session_key(3);
+    append(rests, 1, false, nullptr);
+    append(rests, 2, true, nullptr);
+    append(works, 1, true, nullptr);
+    append(works, 2, false, nullptr);
+    append(never, 1, false, acks);
+    h.settle([&] { return acks->durable() == 1; });
+    CHECK(h.store().resting_in_tail() == std::vector{rests});
+    h.restart();
+    CHECK(h.store().resting_in_tail() == std::vector{rests});
+    CHECK(h.store().sessions_in_tail() == std::vector{rests, works, never});
+    h.store().flush();
+    CHECK(h.store().resting_in_tail().empty());
+}
+
 TEST_CASE_TEMPLATE("store: load sees all that was acknowledged, before and after it is applied", H, DiskHarness,
                    MemoryHarness) {
     H h;
@@ -102,6 +126,7 @@ TEST_CASE_TEMPLATE("store: load sees all that was acknowledged, before and after
     CHECK(image->tail[0].lsn < image->tail[1].lsn);
     CHECK(h.store().read_turn(key, TurnNo{1})->value() == "one");
     CHECK(h.store().sessions_in_tail() == std::vector{key, other});
+    CHECK(h.store().resting_in_tail().empty());
 
     h.store().flush();
     image = h.store().load(key);

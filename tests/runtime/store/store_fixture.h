@@ -124,6 +124,7 @@ inline Append events(const SessionKey& key, uint64_t sequence, std::string paylo
     append.first_sequence = Sequence{sequence};
     append.event_count = 1;
     append.turn = TurnNo{static_cast<uint32_t>(sequence)};
+    append.deletes = payload.starts_with('D');
     append.payload = std::move(payload);
     append.target = std::move(target);
     return append;
