@@ -18,6 +18,9 @@ class NodeFold final : public Fold {
     /// state_damaged where a record cannot be read.
     Result<void> fold(const SessionKey& key, std::optional<std::string_view> head,
                       const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) override;
+    bool expired(Table table, std::string_view value, TimeMs now) const override {
+        return sessions_.expired(table, value, now);
+    }
 
   private:
     SessionFold sessions_;

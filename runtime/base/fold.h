@@ -49,6 +49,8 @@ class Fold {
     /// head already contains (by sequence) are skipped. Appends row operations in any order.
     virtual Result<void> fold(const SessionKey& key, std::optional<std::string_view> head,
                               const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) = 0;
+    /// True for a row that no reader heeds any more: the store deletes it in passing.
+    virtual bool expired(Table, std::string_view, TimeMs) const { return false; }
 };
 
 /// Row keys, shared by fold, store and readers. Session prefix: shard (2 bytes), 0 (2), tenant (4), family (8), high

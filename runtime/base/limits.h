@@ -70,6 +70,8 @@ constexpr size_t append_queue_bytes_max = 64 * 1024 * 1024;  // records waiting 
 constexpr size_t apply_backlog_bytes_max =
     256 * 1024 * 1024;                                    // durable records that LMDB does not contain yet: beyond, 503
 constexpr size_t apply_batch_bytes = 32 * 1024 * 1024;    // journal bytes of one LMDB transaction under load
+// Key rows that a transaction examines for expired ones: more than it may add, so that the sweep outruns the writers.
+constexpr size_t key_sweep_rows_min = 256, key_sweep_rows_per_added = 2;
 constexpr uint32_t apply_interval_ms = 1000;              // the longest that a record waits for its transaction
 constexpr size_t state_map_bytes = 1ull << 40;            // sparse; never resized while readers live
 constexpr size_t disk_reserve_bytes = 256 * 1024 * 1024;  // below this much free disk the node is read-only (config)

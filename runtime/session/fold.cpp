@@ -132,6 +132,10 @@ class Folding {
 
 }  // namespace
 
+bool SessionFold::expired(Table table, std::string_view value, TimeMs now) const {
+    return table == Table::key && decode_key_row(value).ok() && key_row_expired(value, now);
+}
+
 Result<void> SessionFold::fold(const SessionKey& key, std::optional<std::string_view> head,
                                const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) {
     Folding folding(key, shard_count_);

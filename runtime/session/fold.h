@@ -22,6 +22,8 @@ class SessionFold final : public Fold {
     /// Fails with journal_damaged or state_damaged, and then has appended nothing.
     Result<void> fold(const SessionKey& key, std::optional<std::string_view> head,
                       const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) override;
+    /// Idempotency keys beyond their lifetime. A row of another format is not ours to judge.
+    bool expired(Table table, std::string_view value, TimeMs now) const override;
 
   private:
     uint16_t shard_count_;

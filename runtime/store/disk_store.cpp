@@ -392,11 +392,15 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
     std::vector<RowOp> rows;
     bool applied = room_to_apply(generation);
     if (applied) {
+        sweep_keys(rows);  // before the fold: a key that comes anew is put behind the deletion of its old row
         if (auto folded = fold_generation(generation, rows); !folded) {
             die("applying: " + folded.error().message);
             applied = false;
         }
     }
+    if (applied)
+        keys_added_ = static_cast<size_t>(std::count_if(
+            rows.begin(), rows.end(), [](const RowOp& row) { return row.table == Table::key && row.value; }));
     bool deletes = applied && std::any_of(rows.begin(), rows.end(), deletes_text);
     uint64_t delete_pending = 0;
     if (applied) {
@@ -438,6 +442,24 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
     }
     applied_.notify_all();
     if (callback) callback();
+}
+
+/// A part of the key table per transaction, round and round: readers ignore expired keys, and nobody asks for them
+/// again, so they would stay for ever. What cannot be scanned is left to those who read it.
+void DiskStore::sweep_keys(std::vector<RowOp>& rows) {
+    const size_t wanted = limits::key_sweep_rows_min + limits::key_sweep_rows_per_added * keys_added_;
+    const TimeMs now = now_ms();
+    size_t seen = 0;
+    std::string last;
+    const auto scanned =
+        state_->scan_whole(Table::key, sweep_from_, wanted, [&](std::string_view key, std::string_view value) {
+            ++seen;
+            last = key;
+            if (config_.fold->expired(Table::key, value, now))
+                rows.push_back({Table::key, std::string(key), std::nullopt, false});
+            return true;
+        });
+    sweep_from_ = scanned && seen == wanted ? last + '\0' : std::string();
 }
 
 Result<void> DiskStore::fold_generation(const TailGeneration& generation, std::vector<RowOp>& rows) {

@@ -85,6 +85,7 @@ class DiskStore final : public Store {
     void apply_generation(const TailGeneration& generation);
     Result<void> fold_generation(const TailGeneration& generation, std::vector<RowOp>& rows);
     bool room_to_apply(const TailGeneration& generation) const;
+    void sweep_keys(std::vector<RowOp>& rows);
     bool erase_due() const;
     void erase_deleted();
     std::chrono::milliseconds until_erase() const;
@@ -97,6 +98,8 @@ class DiskStore final : public Store {
     Tail tail_;
     std::unique_ptr<SegmentLog> log_;
     std::vector<uint64_t> shard_indexes_;  // applier only, as applied
+    std::string sweep_from_;               // applier only: key row where the sweep goes on; empty: the first
+    size_t keys_added_ = 0;                // applier only: by the last transaction
 
     mutable std::mutex mutex_;
     std::condition_variable applier_wakes_, applied_;

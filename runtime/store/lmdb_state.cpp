@@ -246,6 +246,17 @@ Result<std::optional<std::string>> LmdbState::get(Table table, std::string_view 
 
 Result<void> LmdbState::scan(Table table, std::string_view prefix, std::string_view from, size_t limit,
                              const std::function<bool(std::string_view, std::string_view)>& visit) const {
+    return scan_rows(table, prefix, from, limit, false, visit);
+}
+
+Result<void> LmdbState::scan_whole(Table table, std::string_view from, size_t limit,
+                                   const std::function<bool(std::string_view, std::string_view)>& visit) const {
+    return scan_rows(table, {}, from, limit, true, visit);
+}
+
+Result<void> LmdbState::scan_rows(Table table, std::string_view prefix, std::string_view from, size_t limit,
+                                  bool skip_damaged,
+                                  const std::function<bool(std::string_view, std::string_view)>& visit) const {
     // In chunks that are copied out: a visitor may take its time, a read transaction may not.
     std::string next(std::max(prefix, from));
     bool after = false;  // `next` itself was seen
@@ -270,6 +281,7 @@ Result<void> LmdbState::scan(Table table, std::string_view prefix, std::string_v
                     break;
                 }
                 auto value = unframe_value(row_key, as_view(v));
+                if (!value && skip_damaged) continue;
                 if (!value) {
                     Error error{ErrorCode::state_damaged, name_of(table, row_key) + ": the checksum does not hold", ""};
                     mdb_cursor_close(cursor);

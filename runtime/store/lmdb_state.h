@@ -55,6 +55,9 @@ class LmdbState {
     Result<std::optional<std::string>> get(Table table, std::string_view key) const;
     Result<void> scan(Table table, std::string_view prefix, std::string_view from, size_t limit,
                       const std::function<bool(std::string_view, std::string_view)>& visit) const;
+    /// The same for who only looks for rows of a kind: one whose checksum does not hold is passed over, not reported.
+    Result<void> scan_whole(Table table, std::string_view from, size_t limit,
+                            const std::function<bool(std::string_view, std::string_view)>& visit) const;
 
     /// One transaction with all rows: first the prefix deletes, then the others in order of table and key (of several
     /// operations on one key the last counts). Returns when it is on disk. storage_full where the map is full: nothing
@@ -78,6 +81,8 @@ class LmdbState {
     friend class Reader;
 
     explicit LmdbState(LmdbStateConfig config) : config_(std::move(config)) {}
+    Result<void> scan_rows(Table table, std::string_view prefix, std::string_view from, size_t limit, bool skip_damaged,
+                           const std::function<bool(std::string_view, std::string_view)>& visit) const;
     Result<void> open_environment();
     void close_environment();
     Result<void> open_tables();

@@ -130,6 +130,17 @@ TEST_CASE("fold: the rows are the session: its head, its turns, its timer and wh
     }
 }
 
+TEST_CASE("fold: a key row is expired when its lifetime is over, other rows never are") {
+    const SessionFold fold;
+    const std::string row = encode_key_row(KnownKey{TurnNo{3}, 77, 1000});
+    CHECK_FALSE(fold.expired(Table::key, row, 1000 + limits::idempotency_key_lifetime_ms - 1));
+    CHECK(fold.expired(Table::key, row, 1000 + limits::idempotency_key_lifetime_ms));
+    CHECK_FALSE(fold.expired(Table::turn, row, 1000 + limits::idempotency_key_lifetime_ms));
+    std::string newer = row;
+    newer[0] = 2;  // a format that this program cannot read
+    CHECK_FALSE(fold.expired(Table::key, newer, 1000 + limits::idempotency_key_lifetime_ms));
+}
+
 TEST_CASE("fold: a batch that makes and deletes a session deletes it, whatever was there") {
     // What an operator's deletion of a damaged session journals: nobody can load that session to decide upon.
     EventBatch batch;
