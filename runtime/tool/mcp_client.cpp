@@ -370,11 +370,15 @@ void McpClient::on_answer(RpcMessage& message, uint64_t now_us, McpOutputs& out)
     }
     ++answers_;
     if (message.kind == RpcMessage::Kind::result) return settle(at, read_tool_result(message.body), now_us, out);
-    // -32600 to -32602 say that the request was refused; anything else may have come from within the tool.
+    // -32600 to -32602 say that the request was refused. Anything else may have come from within the tool, after half
+    // of its work: no answer at all would say as much about what it did.
     const bool refused = message.error_code <= rpc_invalid_request && message.error_code >= rpc_invalid_params;
+    std::string text = "The tool server answered with an error: " + error_text(message);
+    if (!refused) text += "; whether the tool ran is not known.";
     settle(at,
-           outcome_of(ToolOutcome::Kind::failed, refused ? ErrorClass::invalid : ErrorClass::protocol,
-                      ErrorCode::tool_protocol_error, "The tool server answered with an error: " + error_text(message)),
+           outcome_of(refused ? ToolOutcome::Kind::failed : ToolOutcome::Kind::lost,
+                      refused ? ErrorClass::invalid : ErrorClass::protocol, ErrorCode::tool_protocol_error,
+                      std::move(text)),
            now_us, out);
 }
 

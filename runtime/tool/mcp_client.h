@@ -4,9 +4,10 @@
 //
 // Invariants: every call is settled exactly once, by its answer, its deadline, a cancellation or close(); every request
 // of the server is answered; a call whose bytes were never handed out is settled `failed` (it surely did not run), and
-// one that was handed out and got no answer is settled `lost`; an answer to a call that was given up, or to nothing at
-// all, is counted and dropped. A peer that breaks a bound or the protocol sets failure(): the owner closes the
-// connection and this object with it. Times are microseconds of one monotonic clock. Belongs to one thread.
+// one that was handed out and got no answer, or one that does not say whether it ran, is settled `lost`; an answer to a
+// call that was given up, or to nothing at all, is counted and dropped. A peer that breaks a bound or the protocol sets
+// failure(): the owner closes the connection and this object with it. Times are microseconds of one monotonic clock.
+// Belongs to one thread.
 
 #include <boost/json/fwd.hpp>
 #include <cstdint>

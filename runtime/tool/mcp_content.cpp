@@ -87,8 +87,11 @@ ToolOutcome read_tool_result(const json::value& value) {
     const auto* structured = result ? result->if_contains("structuredContent") : nullptr;
     const auto* content = content_value ? content_value->if_array() : nullptr;
     if (!content && !structured) {
-        return failed(ErrorClass::protocol, ErrorCode::tool_protocol_error,
-                      "The tool server answered with neither content nor structuredContent.");
+        // It answered as a tool does that ran: what it did cannot be read, and must not be taken for nothing.
+        ToolOutcome unreadable = failed(ErrorClass::protocol, ErrorCode::tool_protocol_error,
+                                        "The tool server answered with neither content nor structuredContent.");
+        unreadable.kind = ToolOutcome::Kind::lost;
+        return unreadable;
     }
     ToolOutcome outcome;
     const auto* is_error = result->if_contains("isError");

@@ -42,8 +42,9 @@ struct ToolCall {
 struct ToolOutcome {
     enum class Kind : uint8_t {
         result,  // the tool answered; is_error says how it sees itself
-        failed,  // it surely did not run, or ran and answered with a protocol error: error_class, code, message
-        lost,    // dispatched, and no answer will come: the session decides by effect class
+        failed,  // it surely did not run, or its result is longer than we take: error_class, code, message
+        lost,    // dispatched, and no answer comes, or one that does not say whether it ran: the session decides by
+                 // effect class
     };
     Kind kind = Kind::result;
     bool is_error = false;

@@ -178,9 +178,20 @@ TEST_CASE("mcp: a tool that failed is told from a server that refused") {
     CHECK(out.settled[0].outcome.error_class == ErrorClass::invalid);
     CHECK(out.settled[0].outcome.code == ErrorCode::tool_protocol_error);
     CHECK(out.settled[0].outcome.message.find("because") != std::string::npos);
+    // From within the tool, perhaps: it may have had its effect.
     out = error(id_of(said.at(2)), -32603);
     REQUIRE(out.settled.size() == 1);
+    CHECK(out.settled[0].outcome.kind == Kind::lost);
     CHECK(out.settled[0].outcome.error_class == ErrorClass::protocol);
+    CHECK(out.settled[0].outcome.code == ErrorCode::tool_protocol_error);
+    uint64_t call = 4;
+    for (const int code : {-32700, -32604, -32599, -32000, -1, 0, 1}) {
+        CAPTURE(code);
+        line.call(call++);
+        out = error(id_of(line.said().at(0)), code);
+        REQUIRE(out.settled.size() == 1);
+        CHECK(out.settled[0].outcome.kind == Kind::lost);
+    }
 }
 
 TEST_CASE("mcp: a deadline or a cancel after the call was sent is lost, and the server is told") {
@@ -522,7 +533,7 @@ TEST_CASE("mcp: content becomes text and nothing of it vanishes") {
     for (const char* result : {"{}", "[]", "null", R"({"content":"text"})"}) {
         CAPTURE(result);
         const auto outcome = read_tool_result(json::parse(result));
-        CHECK(outcome.kind == Kind::failed);
+        CHECK(outcome.kind == Kind::lost);  // the tool answered, so it ran
         CHECK(outcome.code == ErrorCode::tool_protocol_error);
     }
 }
