@@ -136,10 +136,7 @@ bool SessionActor::go_to_sleep() {
 }
 
 void SessionActor::sleep_if_idle(TimeMs now) {
-    const bool crowded = node_.sessions_active.load() > node_.options.sessions_active_max / 4 * 3;
-    const uint32_t after =
-        crowded ? std::min(node_.options.passivate_after_ms, 1000u) : node_.options.passivate_after_ms;
-    if (now < last_active_ + after || asked_to_sleep_ || !can_sleep()) return;
+    if (now < last_active_ + node_.options.passivate_after_ms || asked_to_sleep_ || !can_sleep()) return;
     asked_to_sleep_ = true;
     self_->send(supervisor_, sleep_atom::value, key_);
 }

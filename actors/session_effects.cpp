@@ -72,11 +72,9 @@ void SessionActor::drive() {
     TimeMs wake = pending.wake_at;
     if (const TimeMs deadline = watch_.next_deadline(); deadline != 0 && (wake == 0 || deadline < wake))
         wake = deadline;
-    // Idle checks ride on the same timer; under pressure sleep comes early.
-    const bool crowded = node_.sessions_active.load() > node_.options.sessions_active_max / 4 * 3;
+    // Idle checks ride on the same timer.
     const TimeMs now = node_.clock.now_ms();
-    const TimeMs idle_ms =
-        crowded ? std::min(node_.options.passivate_after_ms, 1000u) : node_.options.passivate_after_ms;
+    const TimeMs idle_ms = node_.options.passivate_after_ms;
     // What is due for sleep but still has work is looked at again an interval later.
     const TimeMs sleep_at = last_active_ + idle_ms > now ? last_active_ + idle_ms : now + idle_ms;
     if (wake == 0 || sleep_at < wake) wake = sleep_at;

@@ -11,13 +11,39 @@ namespace {
 
 using Self = caf::stateful_actor<TenantState>*;
 
+constexpr size_t evictions_per_wake = 2;  // more than one, so that room grows where some stay
+
+/// From three quarters of sessions_active_max on, each session that wakes sends others to sleep: those that were used
+/// least recently. One that has work says so and stays.
+void make_room(Self self, NodeContext* node) {
+    if (node->sessions_active.load() < node->options.sessions_active_max / 4 * 3) return;
+    auto& state = self->state;
+    for (size_t asked = 0; asked < evictions_per_wake && !state.by_use.empty(); ++asked) {
+        auto& child = state.children.at(state.by_use.front());
+        state.by_use.splice(state.by_use.end(), state.by_use, child.place);
+        if (child.sleeping) continue;
+        child.sleeping = child.evicted = true;
+        ++state.evicting;
+        self->send(child.actor, sleep_atom::value);
+    }
+}
+
 TenantState::Child& child_of(Self self, NodeContext* node, const SessionKey& key) {
-    auto& child = self->state.children[key];
+    auto& state = self->state;
+    auto& child = state.children[key];
     if (!child.actor) {
+        make_room(self, node);
         child.actor = self->spawn<caf::monitored>(session_actor, node, key, caf::actor_cast<caf::actor>(self));
-        self->state.by_id.emplace(child.actor.id(), key);
+        state.by_id.emplace(child.actor.id(), key);
+        child.place = state.by_use.insert(state.by_use.end(), key);
+    } else {
+        state.by_use.splice(state.by_use.end(), state.by_use, child.place);
     }
     return child;
+}
+
+void refuse_crowded(const EnvelopePtr& envelope) {
+    refuse(envelope->ask, {ErrorCode::too_many_sessions, "sessions_active_max sessions are in memory and busy", {}});
 }
 
 void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
@@ -31,8 +57,11 @@ void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
     const bool cold = !state.children.contains(key);
     if (cold && state.children.size() >= node->options.sessions_active_max &&
         !std::holds_alternative<WakeUp>(envelope->ask)) {
-        refuse(envelope->ask,
-               {ErrorCode::too_many_sessions, "sessions_active_max sessions are in memory and busy", {}});
+        make_room(self, node);
+        if (state.evicting > state.waiting.size())
+            state.waiting.push_back(envelope);
+        else
+            refuse_crowded(envelope);
         return;
     }
     auto& child = child_of(self, node, key);
@@ -42,13 +71,32 @@ void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
         self->send(child.actor, envelope);
 }
 
-void forget(Self self, const SessionKey& key, std::vector<EnvelopePtr>& held) {
+/// Somebody who was asked to make room has gone, or has work and stays.
+void eviction_ended(Self self, NodeContext* node, bool gone) {
+    auto& state = self->state;
+    --state.evicting;
+    if (gone && !state.waiting.empty()) {
+        const auto envelope = std::move(state.waiting.front());
+        state.waiting.pop_front();
+        forward(self, node, envelope);
+    }
+    while (state.waiting.size() > state.evicting) {
+        refuse_crowded(state.waiting.back());
+        state.waiting.pop_back();
+    }
+}
+
+/// True if it had been asked to make room: eviction_ended() is due, after what it held has been forwarded.
+bool forget(Self self, const SessionKey& key, std::vector<EnvelopePtr>& held) {
     auto& state = self->state;
     const auto found = state.children.find(key);
-    if (found == state.children.end()) return;
+    if (found == state.children.end()) return false;
+    const bool evicted = found->second.evicted;
     held = std::move(found->second.held);
     state.by_id.erase(found->second.actor.id());
+    state.by_use.erase(found->second.place);
     state.children.erase(found);
+    return evicted;
 }
 
 /// A session actor died without saying so: a bug that its input met. Restarting is safe (the journal has everything),
@@ -59,7 +107,7 @@ void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
     if (found == state.by_id.end()) return;
     const SessionKey key = found->second;
     std::vector<EnvelopePtr> held;
-    forget(self, key, held);
+    const bool evicted = forget(self, key, held);
     const TimeMs now = node->clock.now_ms();
     if (state.crashes[key].failed(now) == RestartVerdict::restart) {
         spdlog::error("session {} crashed and is started again", to_text(key.session));
@@ -74,6 +122,7 @@ void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
         }
     }
     for (const auto& envelope : held) forward(self, node, envelope);
+    if (evicted) eviction_ended(self, node, true);
 }
 
 RetryVerdict judge(TenantState& state, NodeContext& node, const RetryAsked& asked) {
@@ -99,21 +148,25 @@ caf::behavior tenant_supervisor(Self self, NodeContext* node, TenantId) {
         [self, node](const EnvelopePtr& envelope) { forward(self, node, envelope); },
         [self](sleep_atom, const SessionKey& key) {
             const auto found = self->state.children.find(key);
-            if (found == self->state.children.end()) return;
+            // One that was asked to make room has its permission under way: a second would reach it after it had
+            // stayed.
+            if (found == self->state.children.end() || found->second.sleeping) return;
             found->second.sleeping = true;
             self->send(found->second.actor, sleep_atom::value);
         },
         [self, node](gone_atom, const SessionKey& key) {
             std::vector<EnvelopePtr> held;
-            forget(self, key, held);
+            const bool evicted = forget(self, key, held);
             for (const auto& envelope : held) forward(self, node, envelope);
+            if (evicted) eviction_ended(self, node, true);
         },
-        [self](stay_atom, const SessionKey& key) {
+        [self, node](stay_atom, const SessionKey& key) {
             const auto found = self->state.children.find(key);
             if (found == self->state.children.end()) return;
             found->second.sleeping = false;
             for (const auto& envelope : std::exchange(found->second.held, {}))
                 self->send(found->second.actor, envelope);
+            if (std::exchange(found->second.evicted, false)) eviction_ended(self, node, false);
         },
         [self, node](const RetryAsked& asked) {
             const auto found = self->state.children.find(asked.key);

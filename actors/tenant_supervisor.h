@@ -6,6 +6,8 @@
 
 #include <caf/event_based_actor.hpp>
 #include <caf/stateful_actor.hpp>
+#include <deque>
+#include <list>
 #include <unordered_map>
 #include <vector>
 
@@ -20,8 +22,13 @@ struct TenantState {
     struct Child {
         caf::actor actor;
         bool sleeping = false;  // between permission and gone or stay: messages wait here
+        bool evicted = false;   // ... and the permission was not asked for
         std::vector<EnvelopePtr> held;
+        std::list<SessionKey>::iterator place;  // in by_use
     };
+    std::list<SessionKey> by_use;  // the longest unused first
+    size_t evicting = 0;
+    std::deque<EnvelopePtr> waiting;  // for room, while somebody is asked to make it
     std::unordered_map<SessionKey, Child> children;
     std::unordered_map<caf::actor_id, SessionKey> by_id;
     std::unordered_map<SessionKey, RestartIntensity> crashes;
