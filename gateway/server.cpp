@@ -7,6 +7,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/beast/core/string.hpp>
 #include <charconv>
 #include <chrono>
 #include <coroutine>
@@ -297,7 +298,7 @@ void Connection::flush() {
 /// Before a byte of the body is read: the host, the key and the announced length.
 bool Connection::admit(const HttpHeader& header, Error& refusal) {
     if (!core_->host_allowed(header.host)) {
-        refusal = {ErrorCode::forbidden, "This host name is not served here; see allowed_hosts.", {}};
+        refusal = {ErrorCode::forbidden, "This host name is not served here; see listen.allowed_hosts.", {}};
         return false;
     }
     const auto path = header.target.substr(0, header.target.find('?'));
@@ -746,8 +747,9 @@ void Door::Core::append_request_id(std::string& out) {
 /// rebinding): only names that mean this machine are served. Elsewhere names are checked once the operator lists them.
 bool Door::Core::host_allowed(std::string_view host) const {
     const auto name = host_without_port(host);
-    if (std::ranges::find(config.allowed_hosts, name) != config.allowed_hosts.end()) return true;
-    if (loopback) return name == "localhost" || name == "127.0.0.1" || name == "[::1]";
+    const auto listed = [&](const std::string& allowed) { return boost::beast::iequals(allowed, name); };
+    if (std::ranges::any_of(config.allowed_hosts, listed)) return true;
+    if (loopback) return boost::beast::iequals(name, "localhost") || name == "127.0.0.1" || name == "[::1]";
     return config.allowed_hosts.empty();
 }
 

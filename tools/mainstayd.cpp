@@ -197,6 +197,7 @@ int serve(const Settings& settings) {
         const auto colon = settings.listen_address.rfind(':');
         door_config.host = settings.listen_address.substr(0, colon);
         door_config.port = static_cast<uint16_t>(std::stoi(settings.listen_address.substr(colon + 1)));
+        door_config.allowed_hosts = settings.allowed_hosts;
         door_config.admin_key = *key;
         door_config.public_health = settings.metrics_without_key;
         door_config.body_bytes_max = settings.body_bytes;

@@ -27,6 +27,10 @@ struct Number {
 struct Flag {
     bool Settings::*field;
 };
+struct Texts {
+    std::vector<std::string> Settings::*field;
+    size_t count_max;
+};
 struct Choice {
     std::vector<std::string_view> words;
     size_t (*get)(const Settings&);
@@ -34,7 +38,7 @@ struct Choice {
 };
 struct Row {
     std::string_view section, key;
-    std::variant<Text, Number, Flag, Choice> what;
+    std::variant<Text, Texts, Number, Flag, Choice> what;
     std::string name() const { return std::string(section) + "." + std::string(key); }
 };
 
@@ -52,6 +56,7 @@ size_t level_index(const Settings& s) {
 const std::vector<Row>& rows() {
     static const std::vector<Row> all = {
         {"listen", "address", Text{&Settings::listen_address}},
+        {"listen", "allowed_hosts", Texts{&Settings::allowed_hosts, limits::allowed_hosts_max}},
         {"session", "commit",
          Choice{{"pipelined", "strict"},
                 [](const Settings& s) { return size_t(s.commit); },
@@ -128,6 +133,9 @@ void read_row(TableReader& reader, const Row& row, const std::string& folder, Se
         if (!reader.has(row.key)) return;
         std::string value = reader.text(row.key, limits::agent_text_bytes_max, 1);
         out.*text->field = text->path ? under(folder, value) : value;
+    } else if (const auto* texts = std::get_if<Texts>(&row.what)) {
+        if (reader.has(row.key))
+            out.*texts->field = reader.text_or_texts(row.key, texts->count_max, limits::host_name_bytes_max);
     } else if (const auto* number = std::get_if<Number>(&row.what)) {
         read_number(reader, row, *number, out);
     } else if (const auto* flag = std::get_if<Flag>(&row.what)) {
@@ -154,6 +162,24 @@ void read_sections(const Node& tree, const std::string& folder, Problem& problem
     root.finish();
 }
 
+/// "a,b": a list where there is no TOML to write one in. Blanks around the names do not count.
+Node comma_separated(std::string_view value) {
+    Node list;
+    list.kind = Node::Kind::list;
+    while (!value.empty()) {
+        const size_t comma = std::min(value.find(','), value.size());
+        std::string_view one = value.substr(0, comma);
+        value.remove_prefix(std::min(comma + 1, value.size()));
+        while (!one.empty() && one.front() == ' ') one.remove_prefix(1);
+        while (!one.empty() && one.back() == ' ') one.remove_suffix(1);
+        Node text;
+        text.kind = Node::Kind::text;
+        text.text = one;
+        list.list.push_back(std::move(text));
+    }
+    return list;
+}
+
 /// One value from outside the file: as text first, else as what TOML makes of it ("true", "8").
 Result<void> override_row(const std::string& name, const std::string& value, const std::string& source,
                           Settings& settings) {
@@ -173,6 +199,7 @@ Result<void> override_row(const std::string& name, const std::string& value, con
         leaf.kind = Node::Kind::boolean;
         leaf.boolean = value == "true";
     }
+    if (std::holds_alternative<Texts>(row->what)) leaf = comma_separated(value);
     Node section;
     section.kind = Node::Kind::table;
     section.table.push_back({std::string(row->key), std::move(leaf)});
@@ -217,7 +244,19 @@ bool is_address(const std::string& address) {
     return std::stoul(port) <= 65535 && address.find_first_of(" \t\n/") == std::string::npos;
 }
 
+/// As a Host field says it: a name or an address, without port; IPv6 in brackets.
+bool is_host_name(const std::string& host) {
+    const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+    const std::string_view name = bracketed ? std::string_view(host).substr(1, host.size() - 2) : host;
+    return !name.empty() && name.find_first_of(bracketed ? " \t/[]@" : " \t/[]@:") == std::string_view::npos;
+}
+
 std::string printed(const Settings& settings, const Row& row) {
+    if (const auto* texts = std::get_if<Texts>(&row.what)) {
+        std::string out;
+        for (const auto& text : settings.*texts->field) out += (out.empty() ? "" : ", ") + quote_json(text);
+        return "[" + out + "]";
+    }
     if (const auto* text = std::get_if<Text>(&row.what)) return quote_json(settings.*text->field);
     if (const auto* flag = std::get_if<Flag>(&row.what)) return settings.*flag->field ? "true" : "false";
     if (const auto* choice = std::get_if<Choice>(&row.what)) return quote_json(choice->words[choice->get(settings)]);
@@ -263,6 +302,11 @@ Result<Settings> parse_settings(std::string_view text, const std::string& source
     if (!is_address(settings.listen_address))
         return {ErrorCode::invalid_request,
                 "listen.address: must be HOST:PORT, is " + quote_json(settings.listen_address), "listen.address"};
+    for (const auto& host : settings.allowed_hosts)
+        if (!is_host_name(host))
+            return {ErrorCode::invalid_request,
+                    "listen.allowed_hosts: must be host names without a port, has " + quote_json(host),
+                    "listen.allowed_hosts"};
     return settings;
 }
 

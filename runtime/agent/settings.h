@@ -22,6 +22,7 @@ enum class LogFormat : uint8_t { text, json };
 struct Settings {
     // [listen]
     std::string listen_address = "127.0.0.1:8080";  // port 0: any; the real one is written to DIR/listen
+    std::vector<std::string> allowed_hosts;         // names in Host beside those of this machine
     // [session]
     CommitMode commit = CommitMode::pipelined;
     uint64_t window_bytes = limits::history_window_bytes;

@@ -283,6 +283,29 @@ TEST_CASE("server: too many connections are refused with an answer") {
     CHECK(eventually([&] { return running.ask("GET", "/v1/models").status == 200; }));
 }
 
+TEST_CASE("server: a proxy's host name is served where it is listed, and refused elsewhere") {
+    const auto status = [](RunningDoor& running, const std::string& host) {
+        Client client(running.door.port());
+        client.send("GET /v1/models HTTP/1.1\r\nHost: " + host + "\r\n" + auth + "\r\n");
+        return client.read();
+    };
+    RunningDoor bare;
+    const auto refused = status(bare, "agents.example");
+    CHECK(refused.status == 403);
+    CHECK(refused.body.find("listen.allowed_hosts") != std::string::npos);
+    auto config = RunningDoor::quick();
+    config.allowed_hosts = {"agents.example", "[fd00::1]"};
+    RunningDoor listed(config);
+    for (const char* host : {"agents.example", "Agents.Example:443", "[fd00::1]:80", "localhost", "LOCALHOST:8080"}) {
+        CAPTURE(host);
+        CHECK(status(listed, host).status == 200);
+    }
+    for (const char* host : {"evil.example", "agents.example.evil", "xagents.example", "fd00::1", ""}) {
+        CAPTURE(host);
+        CHECK(status(listed, host).status == 403);
+    }
+}
+
 TEST_CASE("server: health needs no key on loopback, unless the operator wants one") {
     RunningDoor running;
     const std::string bare = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n";

@@ -57,6 +57,23 @@ TEST_CASE("settings: what is printed is read back") {
     CHECK(print_effective(*again) == print_effective(*changed));
 }
 
+TEST_CASE("settings: host names are a list in the file and separated by commas in the environment") {
+    const std::string file = "[listen]\nallowed_hosts = [\"a.example\", \"[fd00::1]\"]\n";
+    CHECK(parse(file)->allowed_hosts == std::vector<std::string>{"a.example", "[fd00::1]"});
+    const auto again = parse_settings(print_effective(*parse(file)), "", "", {}, {});
+    REQUIRE_MESSAGE(again.ok(), again.error().message);
+    CHECK(again->allowed_hosts == parse(file)->allowed_hosts);
+    const auto from_environment = parse(file, {"MAINSTAY_LISTEN__ALLOWED_HOSTS=b.example, c.example"});
+    REQUIRE_MESSAGE(from_environment.ok(), from_environment.error().message);
+    CHECK(from_environment->allowed_hosts == std::vector<std::string>{"b.example", "c.example"});
+    CHECK(parse(file, {"MAINSTAY_LISTEN__ALLOWED_HOSTS="})->allowed_hosts.empty());
+    for (const char* bad : {"a.example:80", "http://a", "", "[]", "a b"}) {
+        CAPTURE(bad);
+        CHECK(error_of("[listen]\nallowed_hosts = [\"" + std::string(bad) + "\"]\n").code ==
+              ErrorCode::invalid_request);
+    }
+}
+
 TEST_CASE("settings: flags win over the environment, which wins over the file") {
     const std::string file = "[listen]\naddress = \"127.0.0.1:1\"\n[session]\ncommit=\"strict\"\nactive_max = 5\n";
     const std::vector<std::string> environment = {"MAINSTAY_LISTEN__ADDRESS=127.0.0.1:2",
