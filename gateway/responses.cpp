@@ -174,14 +174,36 @@ Answer Responses::answer_of(const Result<TurnAnswer>& result) {
     return answer;
 }
 
+/// A settled response once more as a stream: the events that a reader without deltas would have been sent. Their
+/// numbers are not those of the first stream, whose deltas came as the model wrote: there is no place in it to go on
+/// from.
+void Responses::replay(const HttpRequest& request, const ResponseId& id, const Reply& reply) {
+    if (!query_parameter(request.query, "starting_after").empty()) {
+        reply.send(error_answer(ErrorCode::not_yet, "A stream cannot be taken up in its middle yet: leave this out.",
+                                "starting_after"));
+        return;
+    }
+    auto streamed = std::make_shared<StreamedResponse>(bridge_, objects_, reply);
+    auto last_word = std::make_shared<LastWord<StreamedResponse>>(std::move(streamed), reply.mailbox());
+    bridge_.read_turn(request.principal, id, [last_word = std::move(last_word)](Result<TurnAnswer> result) {
+        if (!result) return last_word->on_event(StreamFailed{result.error()});
+        if (!is_settled(result->turn->status))
+            return last_word->on_event(
+                StreamFailed{{ErrorCode::not_yet,
+                              "Following a running response is not supported yet: read it without stream.", "stream"}});
+        last_word->on_event(StreamAccepted{*result});
+        last_word->on_event(StreamEnded{std::move(*result)});
+    });
+}
+
 void Responses::read(const HttpRequest& request, const PathParams& params, const Reply& reply) {
     const auto id = parse_response_id(params[0]);
     if (!id) {
         reply.send(error_answer(response_not_found(params[0])));
         return;
     }
-    if (query_parameter(request.query, "stream") == "true") {
-        reply.send(error_answer(ErrorCode::not_yet, "Taking up a stream again is not supported yet.", "stream"));
+    if (!request.head && query_parameter(request.query, "stream") == "true") {
+        replay(request, *id, reply);
         return;
     }
     bridge_.read_turn(request.principal, *id,

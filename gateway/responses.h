@@ -15,6 +15,7 @@ class Responses {
   private:
     void create(const HttpRequest& request, const Reply& reply);
     void stream(TurnRequest turn, const Reply& reply);
+    void replay(const HttpRequest& request, const ResponseId& id, const Reply& reply);
     void read(const HttpRequest& request, const PathParams& params, const Reply& reply);
     void cancel(const HttpRequest& request, const PathParams& params, const Reply& reply);
     void input_items(const HttpRequest& request, const PathParams& params, const Reply& reply);

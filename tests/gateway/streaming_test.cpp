@@ -27,6 +27,31 @@ TEST_CASE("streaming: a turn is streamed and the connection goes on") {
     CHECK(client.read().has("application/json"));
 }
 
+TEST_CASE("streaming: a settled response is streamed once more, a running one and a middle are refused") {
+    RunningDoor running;
+    const auto made = running.ask("POST", "/v1/responses", R"({"model":"assistant","input":"hi"})");
+    const auto object = made.json();
+    const std::string path = "/v1/responses/" + std::string(object.at("id").as_string());
+    const auto replayed = running.ask("GET", path + "?stream=true");
+    REQUIRE(replayed.status == 200);
+    CHECK(replayed.has("Content-Type: text/event-stream\r\n"));
+    CHECK(replayed.body.starts_with("event: response.created\ndata: {"));
+    std::string text, last;
+    int64_t number = 0;
+    for (size_t at = 0; (at = replayed.body.find("\ndata: ", at)) != std::string::npos;) {
+        at += 7;
+        const auto event = boost::json::parse(replayed.body.substr(at, replayed.body.find('\n', at) - at));
+        CHECK(event.at("sequence_number") == number++);
+        last = event.at("type").as_string();
+        if (last == "response.output_text.delta") text += event.at("delta").as_string();
+        if (last == "response.completed") CHECK(event.at("response") == object);
+    }
+    CHECK(last == "response.completed");
+    CHECK(text == object.at("output").at(0).at("content").at(0).at("text").as_string());
+    CHECK(running.ask("GET", path + "?stream=true&starting_after=3").code() == "not_yet");
+    CHECK(running.ask("GET", "/v1/responses/resp_x?stream=true").code() == "response_not_found");
+}
+
 TEST_CASE("streaming: a refusal before acceptance is an HTTP error") {
     RunningDoor running;
     running.bridge.on_stream = [](TurnRequest, StreamCallback on_event) {
