@@ -2,12 +2,10 @@
 // sees what might still be lost.
 
 #include <algorithm>
-#include <map>
 
+#include "actors/event_page.h"
 #include "actors/session_actor.h"
 #include "actors/session_inspector.h"
-#include "runtime/session/event_json.h"
-#include "runtime/session/fold.h"
 
 namespace mainstay {
 
@@ -97,52 +95,11 @@ void SessionActor::on(ReadItem& ask) {
 
 void SessionActor::on(ListEvents& ask) {
     const size_t limit = std::clamp<size_t>(ask.limit, 1, limits::list_page_max + 1);
-    std::map<uint64_t, EventBatch> batches;  // by first sequence: rows of turns interleave where inputs queued
-    auto add = [&](uint64_t first, EventBatch batch) {
-        if (first + batch.events.size() > ask.after + 1) batches.emplace(first, std::move(batch));
-    };
-    Result<void> failed;
-    const auto prefix = session_row_key(key_, node_.options.shard_count);
-    auto scanned = node_.store.scan(Table::turn, prefix, prefix, SIZE_MAX, [&](std::string_view, std::string_view row) {
-        auto decoded = batches_from_row(row);
-        if (!decoded.ok()) {
-            failed = decoded.error();
-            return false;
-        }
-        for (auto& [first, batch] : *decoded) add(first, std::move(batch));
-        return true;
-    });
-    if (!scanned.ok()) return ask.done(scanned.error());
-    if (!failed.ok()) return ask.done(failed.error());
-    auto image = node_.store.load(key_);
-    if (!image.ok()) return ask.done(image.error());
-    if (image->head) {
-        std::vector<OpenBatchBytes> open;
-        if (auto decoded = Session::decode_head(key_, *image->head, &open); !decoded.ok())
-            return ask.done(decoded.error());
-        for (const auto& raw : open) {
-            auto batch = decode_batch(raw.bytes);
-            if (!batch.ok()) return ask.done(batch.error());
-            add(raw.first_sequence.value, std::move(*batch));
-        }
-    }
-    for (const auto& record : image->tail) {
-        auto batch = decode_batch(*record.payload);
-        if (!batch.ok()) return ask.done(batch.error());
-        add(record.first_sequence.value, std::move(*batch));
-    }
-    std::vector<EventEntry> entries;
-    for (const auto& [first, batch] : batches) {
-        for (size_t i = 0; i < batch.events.size() && entries.size() < limit; ++i) {
-            if (first + i <= ask.after) continue;
-            entries.push_back({first + i, batch.at, batch.turn, std::string(event_name(batch.events[i])),
-                               event_json(batch.events[i], Sequence{first + i}, batch.turn, batch.at)});
-        }
-        if (entries.size() == limit) break;
-    }
-    if (batches.empty() && !session_->exists())
+    auto page = read_event_page(node_.store, key_, history_.first_own(), ask.after, limit, node_.options.shard_count);
+    if (!page.ok()) return ask.done(page.error());
+    if (page->empty() && !session_->exists())
         return ask.done(Error{ErrorCode::session_not_found, "there is no such session", {}});
-    ask.done(std::move(entries));
+    ask.done(std::move(*page));
 }
 
 }  // namespace mainstay
