@@ -42,7 +42,7 @@ json::array fetch_events(CliClient& client, const std::string& id, uint64_t afte
                        [&](const json::value& last) { return query(number_at(last, "sequence")); });
 }
 
-/// Scalars of an event as "key=value", long ones cut: whatever fields it has.
+/// Scalars of an event as "key=value", long ones cut: whatever fields it has, but for those that its entry tells.
 std::string describe_fields(const json::value& event, size_t columns) {
     if (!event.is_object()) return printable(text_of(event), false);
     std::string out;
@@ -50,6 +50,7 @@ std::string describe_fields(const json::value& event, size_t columns) {
         std::string value = text_of(member.value());
         if (value.empty() || value == "false" || value == "[]" || value == "{}") continue;
         const auto key = std::string_view(member.key().data(), member.key().size());
+        if (key == "event" || key == "sequence" || key == "turn" || key == "at") continue;
         out += (out.empty() ? "" : " ") + std::string(key) + "=" + shortened_to(printable(value, false), columns);
     }
     return out;
@@ -223,11 +224,14 @@ void explain_session(CliContext& context, const std::string& id) {
     for (auto& entry : fetch_events(context.client, id, 0))
         if (is_decision(entry)) told.push_back(std::move(entry));
     if (context.json) return print_json(context.streams.out, told);
+    // One header per turn. What the session decided beside its turns (turn 0) is told where it happened.
     std::string turn;
     for (const auto& entry : told) {
         const std::string now = text_at(entry, "turn");
-        if (now != turn && now != "0" && !now.empty()) context.streams.out << "turn " << now << "\n";
-        turn = now;
+        if (now != turn && now != "0" && !now.empty()) {
+            context.streams.out << "turn " << now << "\n";
+            turn = now;
+        }
         context.streams.out << "  " << time_text(time_of(entry)) << "  " << cell(entry, "name") << "  "
                             << describe_fields(event_of(entry), 400) << "\n";
     }

@@ -270,7 +270,9 @@ TEST_CASE("cli: explain tells decisions, failures and retries, and leaves out wh
             {"sequence":1,"at_ms":1000,"turn":1,"name":"InputAccepted","event":{"agent":"a"}},
             {"sequence":2,"at_ms":1001,"turn":1,"name":"ModelStepSettled","event":{"text":"not told"}},
             {"sequence":3,"at_ms":1002,"turn":1,"name":"ToolReceipt","event":{"status":"completed"}},
-            {"sequence":4,"at_ms":1003,"turn":1,"name":"ToolReceipt","event":{"status":"unknown"}},
+            {"sequence":4,"at_ms":1003,"turn":1,"name":"ToolReceipt",
+             "event":{"event":"ToolReceipt","sequence":4,"turn":1,"at":1003,"status":"unknown"}},
+            {"sequence":4,"at_ms":1003,"turn":0,"name":"Decision","event":{"event":"Decision","code":"conflict"}},
             {"sequence":5,"at_ms":1004,"turn":1,"name":"RetryScheduled","event":{"attempt":1,"reason":"overloaded: attempt 2"}},
             {"sequence":6,"at_ms":1005,"turn":2,"name":"TurnSettled","event":{"status":"failed","code":"model_timeout"}}]})");
     });
@@ -279,10 +281,11 @@ TEST_CASE("cli: explain tells decisions, failures and retries, and leaves out wh
           "turn 1\n"
           "  1970-01-01 00:00:01.000Z  InputAccepted  agent=a\n"
           "  1970-01-01 00:00:01.003Z  ToolReceipt  status=unknown\n"
+          "  1970-01-01 00:00:01.003Z  Decision  code=conflict\n"
           "  1970-01-01 00:00:01.004Z  RetryScheduled  attempt=1 reason=overloaded: attempt 2\n"
           "turn 2\n"
           "  1970-01-01 00:00:01.005Z  TurnSettled  status=failed code=model_timeout\n");
-    CHECK(boost::json::parse(run_at(door, {"explain", "conv_x", "-o", "json"}).out).as_array().size() == 4);
+    CHECK(boost::json::parse(run_at(door, {"explain", "conv_x", "-o", "json"}).out).as_array().size() == 5);
 }
 
 TEST_CASE("cli: deleting asks, and without a terminal refuses to guess") {
