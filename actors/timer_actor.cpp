@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "runtime/base/heap.h"
+
 namespace mainstay {
 namespace {
 
@@ -77,6 +79,7 @@ caf::behavior timer_actor(caf::stateful_actor<TimerState>* self, NodeContext* no
         },
         [self, node](listen_atom) {
             load_horizon(self->state, *node);
+            if (node->sessions_busy.load() == 0) give_back_memory();  // of the thread that ran the sessions
             schedule_tick(self, *node);
             self->delayed_send(self, std::chrono::milliseconds(reload_ms), listen_atom::value);
         },

@@ -21,6 +21,7 @@
 #include "gateway/http_reader.h"
 #include "gateway/metrics.h"
 #include "gateway/routes.h"
+#include "runtime/base/heap.h"
 #include "runtime/base/random.h"
 
 namespace mainstay {
@@ -30,6 +31,7 @@ namespace asio = boost::asio;
 using Tcp = asio::ip::tcp;
 using SystemError = boost::system::error_code;
 
+constexpr uint64_t quiet_ms_before_rest = 5000;
 constexpr size_t buffer_bytes_first = 4 * 1024;
 constexpr size_t buffer_bytes_kept = 64 * 1024;       // a larger one is given back after its request
 constexpr size_t linger_bytes_max = 4 * 1024 * 1024;  // read and dropped after a refusal, so that the answer arrives
@@ -131,6 +133,7 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
     void accepted(Tcp::socket socket);
     void tick();
     void update_date();
+    void rest(uint64_t now);
     void begin_drain();
     void end_if_idle();
 
@@ -139,6 +142,8 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
     asio::steady_timer accept_timer_{io};
     std::unordered_set<Connection*> connections_;
     uint64_t request_id_base_ = 0, requests_ = 0, drain_deadline_ = 0;
+    uint64_t requests_seen_ = 0, quiet_since_ = 0;  // by the last tick; when the newest of them was seen
+    bool rested_ = true;
     time_t date_at_ = 0;
 };
 
@@ -686,6 +691,7 @@ void Door::Core::tick() {
         if (ec) return;
         update_date();
         const uint64_t now = coarse_ms();
+        rest(now);
         const bool cut = draining && now >= drain_deadline_;
         // A copy of the addresses: a connection that ends takes itself out of the set. Only its own tick ends it.
         const std::vector<Connection*> all(connections_.begin(), connections_.end());
@@ -695,6 +701,18 @@ void Door::Core::tick() {
         }
         if (!(draining && connections_.empty())) tick();
     });
+}
+
+/// After some seconds without a request the thread gives back what its busiest moment took.
+void Door::Core::rest(uint64_t now) {
+    if (requests_ != requests_seen_) {
+        requests_seen_ = requests_;
+        quiet_since_ = now;
+        rested_ = false;
+    } else if (!rested_ && now >= quiet_since_ + quiet_ms_before_rest) {
+        give_back_memory();
+        rested_ = true;
+    }
 }
 
 void Door::Core::update_date() {

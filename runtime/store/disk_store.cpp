@@ -9,6 +9,7 @@
 
 #include "runtime/base/crash_point.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/heap.h"
 #include "runtime/base/invariant.h"
 #include "runtime/store/tail_fold.h"
 
@@ -27,6 +28,7 @@ constexpr uint32_t state_format = 1;
 constexpr size_t format_row_bytes = 32;
 constexpr auto blocked_retry = 500ms;
 constexpr auto erase_poll = 50ms;
+constexpr auto quiet_before_rest = 5s;  // without anything to apply
 constexpr size_t apply_margin_bytes = 4 * 1024 * 1024;
 
 std::string u64_row(uint64_t value) {
@@ -363,6 +365,17 @@ void DiskStore::apply_loop() {
             applier_wakes_.wait_for(lock, blocked_retry);
         } else if (tail_.empty()) {
             applier_waits_for_more_ = false;
+            if (applied_since_rest_ && !erasing_) {
+                // A node that has fallen quiet, or an idle moment of a busy one: then the next generation waits for
+                // this.
+                applied_since_rest_ = applier_wakes_.wait_for(lock, quiet_before_rest) == std::cv_status::no_timeout;
+                if (!applied_since_rest_) {
+                    lock.unlock();
+                    give_back_memory();
+                    lock.lock();
+                }
+                continue;
+            }
             if (erasing_)
                 applier_wakes_.wait_for(lock, erase_poll);
             else if (delete_pending_since_ms_ != 0)
@@ -378,7 +391,10 @@ void DiskStore::apply_loop() {
         applier_sleeps_ = false;
         if (stopping_) break;
         lock.unlock();
-        if (const auto generation = tail_.take()) apply_generation(*generation);
+        if (const auto generation = tail_.take()) {
+            apply_generation(*generation);
+            applied_since_rest_ = true;
+        }
         if (erase_due()) erase_deleted();
         lock.lock();
     }

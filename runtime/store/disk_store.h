@@ -98,6 +98,7 @@ class DiskStore final : public Store {
     Tail tail_;
     std::unique_ptr<SegmentLog> log_;
     std::vector<uint64_t> shard_indexes_;  // applier only, as applied
+    bool applied_since_rest_ = false;      // applier only
     std::string sweep_from_;               // applier only: key row where the sweep goes on; empty: the first
     size_t keys_added_ = 0;                // applier only: by the last transaction
 
