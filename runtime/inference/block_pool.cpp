@@ -7,6 +7,12 @@
 
 namespace mainstay {
 
+namespace {
+
+constexpr size_t index_reserve_max = 4 << 20;
+
+}  // namespace
+
 const char* to_string(KvTier tier) {
     switch (tier) {
         case KvTier::device: return "device";
@@ -38,6 +44,10 @@ void BlockPool::add_device(DeviceId device, uint32_t block_count) {
     state = DeviceState{};
     state.present = true;
     state.blocks.resize(block_count);
+    // Room for the names at once: growing the index in the middle of a step would be felt.
+    size_t names = config_.host_blocks_max;
+    for (const DeviceState& other : devices_) names += other.blocks.size();
+    index_.reserve(std::min(names, index_reserve_max));
     for (BlockId block = BlockId(block_count) - 1; block > block_null; --block) state.free.push_back(block);
 }
 

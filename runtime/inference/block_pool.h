@@ -288,7 +288,7 @@ class BlockPool {
     std::vector<DeviceState> devices_;
     std::vector<Table> tables_;
     std::vector<uint32_t> free_tables_;
-    std::vector<Entry> entries_;
+    std::deque<Entry> entries_;  // growing moves nothing: there may be millions
     std::vector<uint32_t> free_entries_;
     std::unordered_map<KvHash, uint32_t, KvHashHasher> index_;
     std::vector<Session> sessions_;

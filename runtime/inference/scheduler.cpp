@@ -298,10 +298,10 @@ void Scheduler::end(Sequence& sequence, SequenceEnd how, ErrorCode code, std::st
         rest_until_.erase({rest.pin_until, request.session});
         let_go(rest);
         rest.device = sequence.device;
-        rest.chain = sequence.chain;
-        rest.chain.blocks.resize(
-            std::min<size_t>(rest.chain.blocks.size(), pool_->valid_tokens(sequence.table) / block_tokens_));
+        const size_t named = pool_->valid_tokens(sequence.table) / block_tokens_;
         leave_device(sequence, true);
+        rest.chain = std::move(sequence.chain);
+        rest.chain.blocks.resize(std::min(rest.chain.blocks.size(), named));
     }
     queue_.leave(request.root);
     if (request.deadline) deadlines_.erase({request.deadline, request.sequence});
