@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <unordered_set>
+#include <utility>
 
 #include "runtime/base/invariant.h"
 
@@ -729,6 +730,7 @@ void BlockPool::saved(DeviceId device, const KvHash& hash, bool ok) {
     entries_[index].host = ok ? HostState::ready : HostState::absent;
     if (ok) {
         host_link(index);
+        if (std::exchange(entries_[index].to_disk, false)) store_disk(index);
         return;
     }
     --host_blocks_;
@@ -817,7 +819,10 @@ void BlockPool::delete_session(const SessionKey& session) {
 void BlockPool::settle_to_disk(const SessionKey& session) {
     const auto found = session_index_.find(session);
     if (found == session_index_.end()) return;
-    for (const HeldEntry& one : sessions_[found->second].held) store_disk(one.entry);
+    for (const HeldEntry& one : sessions_[found->second].held) {
+        entries_[one.entry].to_disk = entries_[one.entry].host != HostState::ready;
+        store_disk(one.entry);
+    }
 }
 
 std::vector<TierEffect> BlockPool::tier_blocks(const SessionKey& session) const {

@@ -152,7 +152,7 @@ class BlockPool {
 
     /// Everything that only this session holds leaves all tiers.
     void delete_session(const SessionKey& session);
-    /// Writes what the session holds in the host's memory to disk, so that it survives a restart.
+    /// Writes what the session holds in the host's memory, or what is on its way there, to disk: it survives a restart.
     void settle_to_disk(const SessionKey& session);
     /// Names of what a session holds in the host's memory or on disk, for a migration. In no order.
     std::vector<TierEffect> tier_blocks(const SessionKey& session) const;
@@ -217,6 +217,7 @@ class BlockPool {
         KvHash hash{};
         uint32_t tokens = 0;
         bool definition = false;
+        bool to_disk = false;  // as soon as it is in the host's memory
         bool live = false;
         HostState host = HostState::absent;
         DiskState disk = DiskState::absent;

@@ -260,6 +260,21 @@ TEST_CASE("block pool: a deleted session's content leaves all tiers, what others
     CHECK(pool.stats().entries == 1);
 }
 
+TEST_CASE("block pool: a session that falls asleep is written to disk, also what was not copied to the host yet") {
+    BlockPool pool({block_tokens, 8, true});
+    pool.add_device(DeviceId{0}, 10);
+    turn(pool, DeviceId{0}, session_of(1), tokens_of(10));
+    pool.settle_to_disk(session_of(1));
+    CHECK(pool.take_tier_effects().empty());
+    save_all(pool, DeviceId{0});
+    size_t stored = 0;
+    for (const auto& effect : pool.take_tier_effects()) stored += effect.kind == TierEffect::Kind::store_disk;
+    CHECK(stored == 3);
+    pool.settle_to_disk(session_of(1));
+    CHECK(pool.take_tier_effects().empty());
+    CHECK(pool.check() == "");
+}
+
 TEST_CASE("block pool: deleted while it is copied to the host: the bytes are dropped when they come") {
     BlockPool pool({block_tokens, 8, false});
     pool.add_device(DeviceId{0}, 10);
