@@ -150,18 +150,18 @@ std::optional<Refusal> Scheduler::refuse_early(const TokenRequest& request) cons
                        std::to_string(n) + " tokens need " + std::to_string(n / block_tokens_ + 1) +
                            " KV blocks, and the largest worker has " + std::to_string(blocks),
                        0};
-    const double second_ends = ends_per_us_ > 0 ? 1 / ends_per_us_ : 100'000;
+    const double us_per_end = ends_per_us_ > 0 ? 1 / ends_per_us_ : 100'000;
     if (queue_.size() >= config_.waiting_max)
         return Refusal{ErrorCode::model_rate_limited,
                        std::to_string(queue_.size()) + " steps wait, the bound is " +
                            std::to_string(config_.waiting_max) + " (scheduler_waiting_max)",
-                       uint64_t(std::max(1000.0, second_ends * 16))};
+                       uint64_t(std::max(1000.0, us_per_end * 16))};
     const auto load = tenants_.find(request.session.tenant);
     if (load != tenants_.end() && load->second.waiting >= config_.waiting_tenant_max)
         return Refusal{ErrorCode::model_rate_limited,
                        std::to_string(load->second.waiting) + " steps of the tenant wait, the bound is " +
                            std::to_string(config_.waiting_tenant_max) + " (scheduler_waiting_tenant_max)",
-                       uint64_t(std::max(1000.0, second_ends * 16))};
+                       uint64_t(std::max(1000.0, us_per_end * 16))};
     if (request.first_token_within_us == 0) return std::nullopt;
     const double predicted = predicted_first_token_us(request);
     if (predicted <= double(request.first_token_within_us)) return std::nullopt;

@@ -468,6 +468,50 @@ TEST_CASE("scheduler: the urgent class comes first and takes a place, the others
     }
 }
 
+TEST_CASE("scheduler: a long sequence gives place to a tenant that was served less, and goes on where it was") {
+    SchedulerConfig config;
+    config.preempt_lead_milli = 20'000;
+    config.preempt_after_tokens = 4;
+    Plant plant(config);
+    plant.add(0, caps_of(64, 1, 32));
+    plant.submit(1, session_of(1, 1), prompt_of(1, 8), 100);
+    for (int i = 0; i < 3; ++i) plant.turn_once();
+    plant.submit(2, session_of(2, 2), prompt_of(2, 8), 100);
+    while (!plant.ended.count(1) && !plant.ended.count(2)) REQUIRE(plant.turn_once());
+    CHECK(plant.streamed[1].size() > 70);
+    CHECK(plant.streamed[2].size() > 70);
+    plant.run();
+    for (uint64_t s = 1; s <= 2; ++s) {
+        CHECK(plant.ended[s].generated == alone(prompt_of(s, 8), s * 7, 100));
+        CHECK(plant.ended[s].usage.preemptions > 2);
+    }
+}
+
+TEST_CASE("scheduler: root sessions of one tenant are served alike, however many sub-agents one has") {
+    Plant plant;
+    plant.add(0, caps_of(400, 2, 64));
+    std::map<uint64_t, uint64_t> root_of, done;
+    uint64_t sequence = 0;
+    const auto backlog = [&](uint64_t root) {
+        root_of[++sequence] = root;
+        plant.submit(sequence, session_of(100 + sequence % 40), prompt_of(sequence, 8), 8,
+                     [&](TokenRequest& r) { r.root = session_of(root); });
+    };
+    for (int i = 0; i < 30; ++i) backlog(1);
+    for (int i = 0; i < 3; ++i) backlog(2);
+    for (int i = 0; i < 800; ++i) {
+        plant.turn_once();
+        for (const auto& [s, one] : plant.ended) {
+            ++done[root_of[s]];
+            backlog(root_of[s]);
+        }
+        plant.ended.clear();
+    }
+    const double ratio = double(done[1]) / double(done[2]);
+    CHECK(ratio > 0.9);
+    CHECK(ratio < 1.1);
+}
+
 TEST_CASE("scheduler: within a root session the nearest deadline comes first, and a passed one ends the sequence") {
     Plant plant;
     plant.add(0, caps_of(64, 1, 32));
