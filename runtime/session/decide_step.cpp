@@ -151,6 +151,8 @@ void Decider::decide(const RetryVerdict& verdict) {
     emit(Decision{
         failure.code, (verdict.is_tool ? "call " : "step ") + std::to_string(verdict.step),
         "given up after attempt " + std::to_string(verdict.attempt + 1) + (reason.empty() ? "" : ": " + reason)});
+    // A device gives up at the turn's deadline, too, and may be heard before the Tick: the reason is the same.
+    if (!verdict.is_tool && past_deadline(*turn)) return fail_by_deadline(*turn);
     if (!verdict.is_tool) return settle_turn(TurnStatus::failed, failure.code, failure.message);
     ToolReceipt given_up;
     given_up.call = verdict.step;
@@ -175,6 +177,15 @@ void Decider::decide(const CancelTurn& command) {
     emit(CancelRequested{context_.principal, reason});
     close_open_work(*turn, ErrorCode::turn_cancelled);
     settle_turn(TurnStatus::cancelled, std::string(error_name(ErrorCode::turn_cancelled)), std::move(reason));
+}
+
+bool Decider::past_deadline(const TurnProgress& turn) const {
+    return turn.deadline != 0 && !turn.paused_at && turn.deadline <= now_;
+}
+
+void Decider::fail_by_deadline(const TurnProgress& turn) {
+    settle_turn(TurnStatus::failed, std::string(error_name(ErrorCode::turn_deadline_exceeded)),
+                "the turn took longer than " + std::to_string(turn.turn.limits.duration_ms) + " ms");
 }
 
 void Decider::settle_turn(TurnStatus status, std::string code, std::string message) {

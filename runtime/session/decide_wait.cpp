@@ -31,11 +31,10 @@ void Decider::decide(const Tick&) {
     for (const OpenWait* wait : due) resolve_wait(*wait, outcome_when_due(wait->kind), {});
     if (!due.empty()) return;
 
-    if (turn.deadline != 0 && !turn.paused_at && turn.deadline <= now_) {
+    if (past_deadline(turn)) {
         begin(turn);
         close_open_work(turn, ErrorCode::turn_deadline_exceeded);
-        return settle_turn(TurnStatus::failed, std::string(error_name(ErrorCode::turn_deadline_exceeded)),
-                           "the turn took longer than " + std::to_string(turn.turn.limits.duration_ms) + " ms");
+        return fail_by_deadline(turn);
     }
     start_due_retries(turn);
 }

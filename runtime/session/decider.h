@@ -75,6 +75,8 @@ class Decider {
     void settle_call(ToolReceipt receipt);
     void fail_call(uint32_t call, ErrorCode code, const std::string& message, uint64_t micros = 0);
     void after_calls();
+    bool past_deadline(const TurnProgress& turn) const;
+    void fail_by_deadline(const TurnProgress& turn);
     void settle_turn(TurnStatus status, std::string code, std::string message);
     /// Receipts and outcomes for everything that the turn has open, so that nothing stays in progress behind it.
     void close_open_work(const TurnProgress& turn, ErrorCode why);

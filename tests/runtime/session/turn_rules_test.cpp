@@ -536,6 +536,20 @@ TEST_CASE("session: a turn past its deadline fails, but waiting for people does 
     CHECK(rig.session.pending().wake_at == 0);
 }
 
+TEST_CASE(
+    "session: a model step that fails at the turn's deadline fails the turn by its deadline, before it by its own") {
+    for (const TimeMs passed : {999, 1000}) {
+        CAPTURE(passed);
+        Rig rig;
+        rig.submit("x", TurnLimits{32, 0, 1000});
+        rig.now += passed;
+        rig.model_fails();
+        rig.verdict(false);
+        CHECK((rig.turn()->code == "turn_deadline_exceeded") == (passed == 1000));
+        CHECK(rig.turn()->status == TurnStatus::failed);
+    }
+}
+
 TEST_CASE("session: recorded time does not go back with the clock") {
     Rig rig;
     rig.submit();
