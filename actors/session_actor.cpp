@@ -209,6 +209,7 @@ TurnAnswer SessionActor::make_answer(TurnPtr turn) const {
 void SessionActor::handle(Envelope& envelope) {
     if (!std::holds_alternative<WakeUp>(envelope.ask)) last_active_ = node_.clock.now_ms();
     if (broken_ && !std::holds_alternative<WakeUp>(envelope.ask)) {
+        if (auto* ask = std::get_if<RemoveSession>(&envelope.ask); ask && damaged()) return discard(*ask);
         refuse(envelope.ask, *broken_);
         drive();  // it goes to sleep like any other
         return;
@@ -398,6 +399,38 @@ void SessionActor::on(ChangeMetadata& ask) {
     if (decided.refused) return ask.done(Error(*decided.refused));
     answer_info(ask.done);
     drive();
+}
+
+/// The session's own bytes cannot be read, so that nothing was built of them.
+bool SessionActor::damaged() const {
+    return broken_ && last().value == 0 &&
+           (broken_->code == ErrorCode::state_damaged || broken_->code == ErrorCode::journal_damaged);
+}
+
+/// Nobody can decide upon a session that cannot be read: its deletion is a batch that makes and deletes it by itself,
+/// which the store takes for the end of what it has set aside (docs/formats/state.md).
+void SessionActor::discard(RemoveSession& ask) {
+    SessionCreated created;
+    created.tenant = key_.tenant;
+    created.principal = ask.principal.name;
+    EventBatch batch;
+    batch.at = node_.clock.now_ms();
+    batch.events = {created, SessionDeleted{ask.principal.name}};
+    Append append;
+    append.session = key_;
+    append.first_sequence = Sequence{1};
+    append.event_count = static_cast<uint32_t>(batch.events.size());
+    append.payload = encode(batch);
+    append.target = ack_target_;
+    append.at_rest = append.deletes = true;
+    node_.store.append(std::move(append));
+    broken_ = gone_error;
+    SessionInfo before;
+    before.id = key_.session;
+    before.state = "damaged";
+    gate_.hold(Sequence{2}, [before, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] {
+        (*reply)(SessionInfo(before));
+    });
 }
 
 void SessionActor::on(RemoveSession& ask) {

@@ -82,6 +82,8 @@ class SessionActor {
     void on(ReadInfo& ask);
     void on(ChangeMetadata& ask);
     void on(RemoveSession& ask);
+    bool damaged() const;
+    void discard(RemoveSession& ask);
     void on(ListItems& ask);
     void on(ReadItem& ask);
     void on(AppendItems& ask);

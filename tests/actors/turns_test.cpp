@@ -223,6 +223,23 @@ TEST_CASE("where sessions are many, those that were used least recently sleep fi
     CHECK(node.turn(keys.front(), {"and last"})->value().turn->no == TurnNo{43});
 }
 
+TEST_CASE("a session whose records cannot be read says so, and its deletion makes an end of it") {
+    ActorFixture node;
+    const auto damaged = node.new_session(), other = node.new_session();
+    Append garbage;
+    garbage.session = damaged;
+    garbage.first_sequence = Sequence{1};
+    garbage.event_count = 1;
+    garbage.payload = "no batch of events";
+    node.node().store.append(std::move(garbage));
+    CHECK(node.turn(other, {"hello"})->ok());
+    const auto refused = node.turn(damaged, {"hello"})->code();
+    CHECK((refused == "journal_damaged" || refused == "state_damaged"));
+    CHECK(node.remove(damaged)->ok());
+    CHECK(node.info(damaged)->code() == "session_not_found");
+    CHECK(node.turn(other, {"still here"})->ok());
+}
+
 // --- cancellation
 // ---------------------------------------------------------------------------------------------------
 
