@@ -170,9 +170,21 @@ def whats(r):
     return r.choice(["what is", "what is", "what is", "what's", "what's", "whats", "tell me", "do you know", "say", "give me", "i need", "i want to know"])
 
 
+class Mix:
+    """How often what is rare comes. Examinations use `usual`; the end of the training dwells on what is hard."""
+
+    def __init__(self, turns, number_words, calc):
+        self.turns, self.number_words, self.calc = turns, number_words, calc
+
+
+USUAL = Mix([53, 25, 11, 6, 5], 0.05, 27)
+HARD = Mix([35, 27, 16, 11, 11], 0.16, 36)
+mix = USUAL
+
+
 def spoken(r, value, words=tuple(NUMBER_WORDS)):
     """A number as it is typed: digits, rarely a word; and as it goes into a call."""
-    if r.random() < 0.05:
+    if r.random() < mix.number_words:
         text = r.choice(words)
         return text, str(NUMBER_WORDS[text])
     return str(value), str(value)
@@ -464,11 +476,13 @@ def length_of(messages):
     return sum(len(m.get("content") or "") + 3 + sum(len(c["arguments"]) for c in m.get("tool_calls", [])) for m in messages)
 
 
-def make_session(r, tokens_max=700):
+def make_session(r, tokens_max=700, of=USUAL):
     """-> (messages, kinds of its turns)"""
-    turns = r.choices([1, 2, 3, 4, r.randint(5, 10)], [53, 25, 11, 6, 5])[0]
+    global mix
+    mix = of
+    turns = r.choices([1, 2, 3, 4, r.randint(5, 10)], mix.turns)[0]
     maker = Maker(r)
-    kinds, weights = list(KINDS), list(KINDS.values())
+    kinds, weights = list(KINDS), [mix.calc if kind == "calc" else weight for kind, weight in KINDS.items()]
     for _ in range(turns):
         maker.turn(r.choices(kinds, weights)[0])
         if length_of(maker.messages) > tokens_max - 150:

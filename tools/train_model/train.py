@@ -17,14 +17,14 @@ import torch.nn.functional as F
 
 import model as llama
 from examine import examine, report_of
-from sessions import make_session
+from sessions import HARD, USUAL, make_session
 from template import ASSISTANT, BOS, END, PAD, USER, render
 
 
 def options():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", required=True, help="folder of checkpoint, log and finished model")
-    for name, value in dict(dim=192, layers=4, heads=6, kv=2, ff=448, context=768, steps=3600, copy_steps=300, batch_tokens=6000,
+    for name, value in dict(dim=192, layers=4, heads=6, kv=2, ff=448, context=768, steps=3200, copy_steps=300, hard_from=3200, batch_tokens=6000,
                             lr=2e-3, muon=0.02, seed=1, threads=2, report=50, save=200, check=500).items():
         p.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     return p.parse_args()
@@ -53,8 +53,8 @@ def collate(rows):
 class Batches:
     """Sessions sorted by length into batches of about the same number of tokens; 16 batches from each pool."""
 
-    def __init__(self, seed, tokens, context):
-        self.seed, self.tokens, self.context, self.pool_no, self.pool = seed, tokens, context, None, []
+    def __init__(self, seed, tokens, context, hard_from):
+        self.seed, self.tokens, self.context, self.hard_from, self.pool_no, self.pool = seed, tokens, context, hard_from, None, []
 
     def __getitem__(self, step):
         if self.pool_no != step // 16:
@@ -62,7 +62,7 @@ class Batches:
             r = random.Random(f"sessions {self.seed} {self.pool_no}")
             rows, total = [], 0
             while total < 16 * self.tokens:
-                ids, said = render(make_session(r)[0])
+                ids, said = render(make_session(r, of=HARD if step >= self.hard_from else USUAL)[0])
                 if len(ids) <= self.context:
                     rows.append((ids, said))
                     total += len(ids)
@@ -155,7 +155,7 @@ def main():
     stop = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.append(1))
-    batches, began = Batches(o.seed, o.batch_tokens, o.context), time.process_time() - seconds
+    batches, began = Batches(o.seed, o.batch_tokens, o.context, o.hard_from), time.process_time() - seconds
     while step < o.steps and not stop:
         done = step / o.steps
         rate = min(1, (step + 1) / 100) * (1 if done < 0.4 else max(0.01, (1 - done) / 0.6))
