@@ -70,8 +70,8 @@ constexpr size_t group_gather_share = 3;                     // ... for this par
 constexpr size_t group_gather_records_max = 64;              // ... and for no more records than this
 constexpr size_t append_queue_bytes_max = 64 * 1024 * 1024;  // records waiting for their group: beyond, 503
 constexpr size_t apply_backlog_bytes_max =
-    256 * 1024 * 1024;                                    // durable records that LMDB does not contain yet: beyond, 503
-constexpr size_t apply_batch_bytes = 32 * 1024 * 1024;    // journal bytes of one LMDB transaction under load
+    256 * 1024 * 1024;                                  // durable records that LMDB does not contain yet: beyond, 503
+constexpr size_t apply_batch_bytes = 32 * 1024 * 1024;  // journal bytes of one LMDB transaction under load
 // Key rows that a transaction examines for expired ones: more than it may add, so that the sweep outruns the writers.
 constexpr size_t key_sweep_rows_min = 256, key_sweep_rows_per_added = 2;
 constexpr uint32_t apply_interval_ms = 1000;              // the longest that a record waits for its transaction
