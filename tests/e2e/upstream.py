@@ -17,6 +17,7 @@ class Upstream:
         self.behaviour = {}  # first word -> function(handler, count, request)
         self.lock = threading.Lock()
         self.closing = threading.Event()
+        self.heard = threading.Event()  # by the client: the first part of a paced answer
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -82,6 +83,10 @@ class Upstream:
 up = Upstream()
 up.behaviour = {
     "fine": lambda h, n, r: h.answer("fine, says the upstream: %s" % r["messages"][-1]["content"]),
+    # The rest comes only when the first part has been heard at the other end: passed on as it comes, or never in time.
+    "paced": lambda h, n, r: (h.begin(), h.chunk({"role": "assistant", "content": "first part, "}), up.heard.wait(10),
+                              h.chunk({"content": "second part" if up.heard.is_set() else "nobody heard"}),
+                              h.chunk({}, "stop"), h.wfile.write(b"data: [DONE]\n\n")),
     "busy": lambda h, n, r: h.whole(429, '{"error":{"message":"slow down","type":"rate_limit_error","code":null}}',
                                     [("Retry-After", "1")]) if n == 1 else h.answer("after the wait"),
     "down": lambda h, n, r: h.whole(500, "oops", content_type="text/plain"),
@@ -143,8 +148,12 @@ def answers_and_requests():
     roles = [(m["role"], m["content"]) for m in request["messages"]]
     check(roles == [("system", "Be kind."), ("user", "fine one"), ("assistant", "fine, says the upstream: fine one"),
                     ("user", "fine two")], "instructions and history", roles)
-    deltas = [e["delta"] for n, e in daemon.stream({"model": "up", "input": "fine three"}) if n == "response.output_text.delta"]
-    check(len(deltas) > 2 and "".join(deltas) == "fine, says the upstream: fine three", "deltas pass through", deltas)
+    deltas = []
+    for name, event in daemon.stream({"model": "up", "input": "paced please"}):
+        if name == "response.output_text.delta":
+            deltas.append(event["delta"])
+            up.heard.set()
+    check(deltas == ["first part, ", "second part"], "deltas pass through", deltas)
     turn, _, _ = ask(daemon, "json please")
     check(text_of(turn) == "not streamed", "an answer that is not streamed is taken", turn)
     check("sk-VERYSECRET" not in daemon.log(), "the key is in no log")
