@@ -1,6 +1,5 @@
 #include "gateway/request_json.h"
 
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -10,39 +9,7 @@
 namespace mainstay {
 namespace json = boost::json;
 
-bool is_valid_utf8(std::string_view bytes) {
-    const auto* p = reinterpret_cast<const unsigned char*>(bytes.data());
-    const auto* end = p + bytes.size();
-    const auto tail = [&](int count) {
-        if (end - p <= count) return false;
-        for (int i = 1; i <= count; ++i)
-            if ((p[i] & 0xc0) != 0x80) return false;
-        return true;
-    };
-    while (p < end) {
-        if (*p < 0x80) {
-            ++p;
-        } else if (*p >= 0xc2 && *p <= 0xdf) {
-            if (!tail(1)) return false;
-            p += 2;
-        } else if (*p >= 0xe0 && *p <= 0xef) {
-            if (!tail(2) || (*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f)) return false;
-            p += 3;
-        } else if (*p >= 0xf0 && *p <= 0xf4) {
-            if (!tail(3) || (*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] > 0x8f)) return false;
-            p += 4;
-        } else {
-            return false;
-        }
-    }
-    return true;
-}
-
-std::string quoted_back(std::string_view text) {
-    size_t size = std::min<size_t>(text.size(), 80);
-    while (size > 0 && size < text.size() && (static_cast<unsigned char>(text[size]) & 0xc0) == 0x80) --size;
-    return std::string(text.substr(0, size));
-}
+std::string quoted_back(std::string_view text) { return std::string(text.substr(0, utf8_floor(text, 80))); }
 
 Result<void> JsonBody::parse(std::string_view body) {
     json::parse_options options;

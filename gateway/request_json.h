@@ -8,10 +8,10 @@
 #include <string_view>
 
 #include "runtime/base/result.h"
+#include "runtime/base/utf8.h"
 
 namespace mainstay {
 
-bool is_valid_utf8(std::string_view bytes);
 /// A client's own word, as an error may repeat it: at most 80 bytes, cut between characters.
 std::string quoted_back(std::string_view text);
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
 
 // Header-only and without exceptions, so that a bad file is a value here and not a throw through foreign frames.
 #define TOML_EXCEPTIONS 0
@@ -318,25 +319,6 @@ Result<Node> parse_json(std::string_view text, std::string_view source) {
     return std::move(handler.root);
 }
 
-/// RFC 3629, so that both syntaxes refuse the same bytes.
-bool is_utf8(std::string_view text) {
-    for (size_t i = 0; i < text.size();) {
-        const auto lead = static_cast<uint8_t>(text[i]);
-        const size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
-        if (length == 0 || i + length > text.size()) return false;
-        uint32_t point = length == 1 ? lead : lead & (0x7f >> length);
-        for (size_t k = 1; k < length; ++k) {
-            const auto next = static_cast<uint8_t>(text[i + k]);
-            if (next >> 6 != 2) return false;
-            point = point << 6 | (next & 0x3f);
-        }
-        constexpr uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-        if (point < least[length] || point > 0x10ffff || (point >= 0xd800 && point < 0xe000)) return false;
-        i += length;
-    }
-    return true;
-}
-
 }  // namespace
 
 Node::Node() = default;
@@ -369,7 +351,8 @@ Result<Node> parse_tree(std::string_view text, Syntax syntax, std::string_view s
     if (text.size() > limits::agent_file_bytes_max)
         return refuse(ErrorCode::body_too_large, source, 0,
                       "larger than " + std::to_string(limits::agent_file_bytes_max) + " bytes (agent_file_bytes_max)");
-    if (!is_utf8(text)) return refuse(ErrorCode::invalid_utf8, source, 0, "not UTF-8");
+    // So that both syntaxes refuse the same bytes.
+    if (!is_valid_utf8(text)) return refuse(ErrorCode::invalid_utf8, source, 0, "not UTF-8");
     return syntax == Syntax::toml ? parse_toml(text, source) : parse_json(text, source);
 }
 

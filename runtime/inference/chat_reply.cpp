@@ -10,6 +10,7 @@
 
 #include "runtime/base/digest.h"
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
 
 namespace mainstay {
 
@@ -98,9 +99,7 @@ std::string presentable(std::string text, std::string_view secret) {
     for (char& c : text)
         if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
     if (text.size() > limits::upstream_error_text_max) {
-        size_t end = limits::upstream_error_text_max;
-        while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
-        text.resize(end);
+        text.resize(utf8_floor(text, limits::upstream_error_text_max));
         text += "...";
     }
     return text;

@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
 #include "runtime/inference/chat_request.h"
 
 namespace mainstay {
@@ -662,11 +663,7 @@ std::variant<ModelResult, ModelError> ReplyReader::finish(std::string& tail) {
     const bool cut = !ended_;
     tail = take_text(stream_.finish());
     const auto protocol = [&](std::string what) {
-        if (what.size() > limits::upstream_error_text_max) {
-            size_t end = limits::upstream_error_text_max;
-            while (end > 0 && (static_cast<unsigned char>(what[end]) & 0xc0) == 0x80) --end;
-            what.resize(end);
-        }
+        what.resize(utf8_floor(what, limits::upstream_error_text_max));
         ModelError error;
         error.error_class = ErrorClass::protocol;
         error.code = ErrorCode::model_protocol_error;

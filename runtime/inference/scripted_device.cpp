@@ -10,6 +10,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/limits.h"
 #include "runtime/base/random.h"
+#include "runtime/base/utf8.h"
 #include "runtime/inference/chat_request.h"
 #include "runtime/inference/model_error.h"
 
@@ -204,13 +205,6 @@ uint32_t input_tokens(const ModelRequest& request) {
     return tokens_of(bytes);
 }
 
-/// Cuts at a character's border at or before `bytes`.
-void cut_text(std::string& text, size_t bytes) {
-    if (text.size() <= bytes) return;
-    while (bytes > 0 && (static_cast<unsigned char>(text[bytes]) & 0xc0) == 0x80) --bytes;
-    text.resize(bytes);
-}
-
 }  // namespace
 
 void append_prose(std::string& out, size_t bytes, uint64_t seed) {
@@ -325,11 +319,7 @@ std::string call_id_of(uint64_t seed) {
 
 void deliver_piece(ModelSink& sink, uint64_t request_id, const std::string& text, size_t piece, size_t pieces) {
     // Pieces end at character borders, so that each delta is valid UTF-8 by itself.
-    const auto border = [&](size_t i) {
-        size_t at = text.size() * i / pieces;
-        while (at > 0 && at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) --at;
-        return at;
-    };
+    const auto border = [&](size_t i) { return utf8_floor(text, text.size() * i / pieces); };
     const size_t from = border(piece), to = border(piece + 1);
     if (to > from) sink.delta(request_id, text.substr(from, to - from));
 }
@@ -408,7 +398,7 @@ void ScriptedDevice::submit(ModelRequest request, std::shared_ptr<ModelSink> sin
         } else {
             result.text = fill(step->text, request, seed, false);
         }
-        cut_text(result.text, limits::model_text_bytes_max);
+        result.text.resize(utf8_floor(result.text, limits::model_text_bytes_max));
         result.finish_reason = "stop";
         size_t output_bytes = result.text.size();
         if (!step->tool.empty()) {
@@ -418,7 +408,7 @@ void ScriptedDevice::submit(ModelRequest request, std::shared_ptr<ModelSink> sin
             output_bytes += result.calls.front().arguments.size();
         }
         if (request.max_output_tokens != 0 && output_bytes > size_t{request.max_output_tokens} * 4) {
-            cut_text(result.text, size_t{request.max_output_tokens} * 4);
+            result.text.resize(utf8_floor(result.text, size_t{request.max_output_tokens} * 4));
             output_bytes = result.text.size();
             result.calls.clear();  // a call that was cut off is none
             result.finish_reason = "length";

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <queue>
 
+#include "runtime/base/utf8.h"
 #include "runtime/inference/unicode_classes.h"
-#include "runtime/inference/utf8.h"
 
 namespace mainstay {
 

@@ -4,8 +4,8 @@
 #include <set>
 
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
 #include "runtime/inference/tokenizer.h"
-#include "runtime/inference/utf8.h"
 
 namespace mainstay {
 

@@ -1,7 +1,7 @@
 #include "runtime/inference/word_split.h"
 
+#include "runtime/base/utf8.h"
 #include "runtime/inference/unicode_classes.h"
-#include "runtime/inference/utf8.h"
 
 namespace mainstay {
 

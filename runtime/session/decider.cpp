@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
 
 namespace mainstay {
 namespace {
@@ -18,10 +19,7 @@ constexpr bool from_the_runtime =
 }  // namespace
 
 std::string clip(std::string_view text, size_t bytes_max) {
-    if (text.size() <= bytes_max) return std::string(text);
-    size_t end = bytes_max;
-    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
-    return std::string(text.substr(0, end));
+    return std::string(text.substr(0, utf8_floor(text, bytes_max)));
 }
 
 Decider::Decider(const Session& session, const CommandContext& context)

@@ -7,6 +7,7 @@
 #include <boost/json/value.hpp>
 
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
 #include "runtime/tool/arguments.h"
 #include "runtime/tool/mcp_content.h"
 
@@ -39,8 +40,7 @@ bool flag(const json::object& object, std::string_view key) {
 /// Cut at a character's first byte, so that the text stays UTF-8.
 std::string cut(std::string_view text, size_t bytes_max) {
     if (text.size() <= bytes_max) return std::string(text);
-    while (bytes_max > 0 && (static_cast<unsigned char>(text[bytes_max]) & 0xc0) == 0x80) --bytes_max;
-    return std::string(text.substr(0, bytes_max)) + "...";
+    return std::string(text.substr(0, utf8_floor(text, bytes_max))) + "...";
 }
 
 std::string error_text(const RpcMessage& message) {

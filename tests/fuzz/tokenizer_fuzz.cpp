@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "runtime/base/utf8.h"
 #include "runtime/inference/tokenizer.h"
-#include "runtime/inference/utf8.h"
 
 namespace {
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/utf8.h"
 #include "runtime/inference/tokenizer.h"
-#include "runtime/inference/utf8.h"
 
 namespace mainstay {
 

@@ -1,6 +1,6 @@
 #pragma once
-// Reading UTF-8 that may be broken (RFC 3629): the tokenizer must take any bytes, and streamed text must never end in
-// the middle of a character. Pure; any thread.
+// Reading UTF-8 that may be broken (RFC 3629): what comes from outside is refused or mended by one rule, the tokenizer
+// must take any bytes, and text that is cut must never end in the middle of a character. Pure; any thread.
 
 #include <cstddef>
 #include <string>
@@ -44,6 +44,22 @@ inline Utf8Step utf8_next(std::string_view text) {
         point = point << 6 | (byte(i) & 0x3f);
     }
     return {point, length, true, false};
+}
+
+inline bool is_valid_utf8(std::string_view text) {
+    while (!text.empty()) {
+        const Utf8Step step = utf8_next(text);
+        if (!step.valid) return false;
+        text.remove_prefix(step.bytes);
+    }
+    return true;
+}
+
+/// Where `text` may be cut so that at most `bytes` of it stay: the start of the character that lies there, or its end.
+inline size_t utf8_floor(std::string_view text, size_t bytes) {
+    if (bytes >= text.size()) return text.size();
+    while (bytes > 0 && (static_cast<unsigned char>(text[bytes]) & 0xc0) == 0x80) --bytes;
+    return bytes;
 }
 
 inline void utf8_append(std::string& out, char32_t point) {
