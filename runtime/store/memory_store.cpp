@@ -93,19 +93,8 @@ void MemoryStore::must_abort(std::string why) {
 void MemoryStore::append(Append append) {
     if (must_abort_ || crashed_) return;
     Pending pending;
-    RecordHeader& header = pending.header;
-    header.epoch = config_.epoch;
-    header.kind = append.kind;
-    header.shard = append.kind == RecordKind::promise
-                       ? ShardId{shard_all}
-                       : shard_of(append.session.tenant, append.session.session.family, config_.shard_count);
+    RecordHeader& header = pending.header = header_of(append, config_.epoch, config_.shard_count);
     if (header.shard.value < next_index_.size()) header.index = ++next_index_[header.shard.value];
-    header.event_count = append.event_count;
-    header.turn = append.turn;
-    if (append.at_rest) header.flags |= record_at_rest;
-    if (append.deletes) header.flags |= record_deletes;
-    header.session = append.session;
-    header.first_sequence = append.first_sequence;
     pending.stored_bytes = record_stored_bytes(0, append.payload.size());
     INVARIANT(pending.stored_bytes <= config_.segment_bytes - segment_header_bytes, "a record fits a segment");
     pending.payload = std::make_shared<const std::string>(std::move(append.payload));

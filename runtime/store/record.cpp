@@ -43,6 +43,22 @@ size_t optional_bytes(uint8_t flags) {
 
 }  // namespace
 
+RecordHeader header_of(const Append& append, Epoch epoch, uint16_t shard_count) {
+    RecordHeader header;
+    header.epoch = epoch;
+    header.kind = append.kind;
+    header.shard = append.kind == RecordKind::promise
+                       ? ShardId{shard_all}
+                       : shard_of(append.session.tenant, append.session.session.family, shard_count);
+    if (append.at_rest) header.flags |= record_at_rest;
+    if (append.deletes) header.flags |= record_deletes;
+    header.event_count = append.event_count;
+    header.turn = append.turn;
+    header.session = append.session;
+    header.first_sequence = append.first_sequence;
+    return header;
+}
+
 size_t record_stored_bytes(uint8_t flags, size_t payload_bytes) {
     return round_up(record_header_bytes + optional_bytes(flags) + payload_bytes, record_align);
 }

@@ -55,6 +55,8 @@ struct RecordView {
 
 constexpr size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
+/// What an append says of its record; position, index and the end of the group are the journal's.
+RecordHeader header_of(const Append& append, Epoch epoch, uint16_t shard_count);
 /// Bytes in the journal of a record with these flags, padding included.
 size_t record_stored_bytes(uint8_t flags, size_t payload_bytes);
 /// Writes record_stored_bytes() bytes. `nonce` and `chain` are used where the flags say so.

@@ -246,18 +246,7 @@ SegmentLog::~SegmentLog() {
 
 void SegmentLog::append(Append append) {
     LoggedRecord record;
-    RecordHeader& header = record.header;
-    header.epoch = config_.epoch;
-    header.kind = append.kind;
-    header.shard = append.kind == RecordKind::promise
-                       ? ShardId{shard_all}
-                       : shard_of(append.session.tenant, append.session.session.family, config_.shard_count);
-    header.event_count = append.event_count;
-    header.turn = append.turn;
-    if (append.at_rest) header.flags |= record_at_rest;
-    if (append.deletes) header.flags |= record_deletes;
-    header.session = append.session;
-    header.first_sequence = append.first_sequence;
+    RecordHeader& header = record.header = header_of(append, config_.epoch, config_.shard_count);
     record.stored_bytes = record_stored_bytes(0, append.payload.size());
     INVARIANT(record.stored_bytes <= std::min<size_t>(limits::record_bytes_max, usable()), "a record fits its bound");
     record.payload = std::make_shared<const std::string>(std::move(append.payload));
