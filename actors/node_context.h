@@ -34,7 +34,6 @@ struct NodeOptions {
     uint32_t tool_call_timeout_ms = limits::tool_call_timeout_ms_default;
     std::string default_agent = "assistant";  // of a request that names none
     uint16_t shard_count = shard_count_default;
-    bool detached_tools = true;  // tests keep everything on the test scheduler
 };
 
 struct NodeContext {

@@ -154,23 +154,26 @@ CommandContext SessionActor::context(const std::string& principal) const {
 
 Decided SessionActor::decide(CommandContext context, CommandBody body) {
     auto decided = session_->decide(Command{std::move(context), std::move(body)});
-    if (decided.batch) {
-        Append append;
-        append.session = key_;
-        append.first_sequence = decided.first_sequence;
-        append.event_count = static_cast<uint32_t>(decided.batch->events.size());
-        append.turn = decided.batch->turn;
-        append.payload = encode(*decided.batch);
-        append.target = ack_target_;
-        append.at_rest = session_->at_rest();
-        append.deletes = session_->deleted();
-        append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
-        crash_point("session.before_append");
-        node_.store.append(std::move(append));
-        crash_point("session.after_append");
-    }
+    if (decided.batch) append(*decided.batch, decided.first_sequence);
     if (decided.refused) node_.metrics.refused(error_name(decided.refused->code));
     return decided;
+}
+
+/// Of a batch that the session has applied.
+void SessionActor::append(const EventBatch& batch, Sequence first_sequence) {
+    Append append;
+    append.session = key_;
+    append.first_sequence = first_sequence;
+    append.event_count = static_cast<uint32_t>(batch.events.size());
+    append.turn = batch.turn;
+    append.payload = encode(batch);
+    append.target = ack_target_;
+    append.at_rest = session_->at_rest();
+    append.deletes = session_->deleted();
+    append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
+    crash_point("session.before_append");
+    node_.store.append(std::move(append));
+    crash_point("session.after_append");
 }
 
 /// Holds the answers of turns that a decision settled until it is committed.
@@ -416,19 +419,13 @@ void SessionActor::discard(RemoveSession& ask) {
     EventBatch batch;
     batch.at = node_.clock.now_ms();
     batch.events = {created, SessionDeleted{ask.principal.name}};
-    Append append;
-    append.session = key_;
-    append.first_sequence = Sequence{1};
-    append.event_count = static_cast<uint32_t>(batch.events.size());
-    append.payload = encode(batch);
-    append.target = ack_target_;
-    append.at_rest = append.deletes = true;
-    node_.store.append(std::move(append));
+    session_->apply(batch, Sequence{1});
+    append(batch, Sequence{1});
     broken_ = gone_error;
     SessionInfo before;
     before.id = key_.session;
     before.state = "damaged";
-    gate_.hold(Sequence{2}, [before, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] {
+    gate_.hold(last(), [before, reply = std::make_shared<ReplyTo<SessionInfo>>(std::move(ask.done))] {
         (*reply)(SessionInfo(before));
     });
 }

@@ -66,6 +66,7 @@ class SessionActor {
     // --- commands
     CommandContext context(const std::string& principal) const;
     Decided decide(CommandContext context, CommandBody body);
+    void append(const EventBatch& batch, Sequence first_sequence);
     void follow_up(const Decided& decided);
     void answer_settled(TurnPtr turn);
     TurnAnswer make_answer(TurnPtr turn) const;
