@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/session/fold.h"
+#include "runtime/session/rebuild.h"
 #include "sim/world.h"
 
 namespace mainstay::sim {
@@ -46,18 +47,10 @@ Shell::Shell(World& world, uint32_t index, uint64_t incarnation)
 void Shell::activate() {
     auto image = world_.store_.load(key_);
     check(image.ok(), "a session cannot be loaded");
-    if (image->head) {
-        auto decoded = Session::decode_head(key_, *image->head);
-        check(decoded.ok(), "a head cannot be read");
-        session_ = std::move(*decoded);
-    }
+    auto rebuilt = rebuild(key_, *image);
+    check(rebuilt.ok(), "a session cannot be made of its head and tail");
+    session_ = std::move(*rebuilt);
     session_.set_window_bytes(window_bytes);
-    for (const auto& record : image->tail) {
-        if (record.first_sequence <= session_.last_sequence()) continue;
-        auto batch = decode_batch(*record.payload);
-        check(batch.ok(), "a record of the tail cannot be read");
-        session_.apply(*batch, record.first_sequence);
-    }
     if (session_.exists()) adopt_history();
     gate_.start_at(session_.last_sequence());
     world_.check_activated(*this);
