@@ -1,7 +1,6 @@
 #pragma once
 // A prompt's items as the messages that a chat template speaks of: who said what, which calls were made, what they
-// gave. The same choice as chat_request makes for upstreams: calls without an answer, what is incomplete, and approvals
-// are left out; an answer stands right after the step that asked for it. Pure; a longer conversation only appends.
+// gave. Which of them, and in which order, is prompt_walk's choice. Pure; a longer conversation only appends.
 
 #include <string>
 #include <vector>

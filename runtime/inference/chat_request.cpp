@@ -2,36 +2,16 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
-#include <deque>
-#include <unordered_map>
 
 #include "runtime/base/limits.h"
+#include "runtime/base/utf8.h"
+#include "runtime/inference/prompt_walk.h"
 
 namespace mainstay {
 
 namespace {
 
 namespace json = boost::json;
-
-/// Length of the UTF-8 sequence at the front, 0 where there is none (RFC 3629, section 4).
-size_t utf8_length(std::string_view text) {
-    const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-    const auto tail = [&](size_t i) { return i < text.size() && (byte(i) & 0xc0) == 0x80; };
-    const unsigned char lead = byte(0);
-    if (lead < 0x80) return 1;
-    if (lead >= 0xc2 && lead <= 0xdf) return tail(1) ? 2 : 0;
-    if (lead >= 0xe0 && lead <= 0xef) {
-        if (!tail(1) || !tail(2)) return 0;
-        if ((lead == 0xe0 && byte(1) < 0xa0) || (lead == 0xed && byte(1) > 0x9f)) return 0;
-        return 3;
-    }
-    if (lead >= 0xf0 && lead <= 0xf4) {
-        if (!tail(1) || !tail(2) || !tail(3)) return 0;
-        if ((lead == 0xf0 && byte(1) < 0x90) || (lead == 0xf4 && byte(1) > 0x8f)) return 0;
-        return 4;
-    }
-    return 0;
-}
 
 bool is_plain(char c) { return static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\' && !(c & 0x80); }
 
@@ -50,19 +30,6 @@ void append_escaped(std::string& out, char c) {
     }
 }
 
-bool is_call(const Item& item) { return item.kind == ItemKind::tool_call || item.kind == ItemKind::function_call; }
-
-/// What a tool said, or why it said nothing.
-std::string output_of(const Item& item) {
-    switch (item.status) {
-        case ItemStatus::failed: return item.text.empty() ? "Error: " + item.error : item.text;
-        case ItemStatus::unknown:
-            return "The outcome of this call is unknown: it may or may not have taken effect." +
-                   (item.text.empty() ? std::string() : "\n" + item.text);
-        default: return item.text;
-    }
-}
-
 size_t estimated_size(const ModelRequest& request) {
     size_t bytes = 1024 + request.instructions.size();
     const auto add = [&](const Item& item) { bytes += item.bytes() + item.bytes() / 8 + 128; };
@@ -74,7 +41,7 @@ size_t estimated_size(const ModelRequest& request) {
     return bytes;
 }
 
-class Renderer {
+class Renderer final : PromptVisitor {
   public:
     explicit Renderer(const ModelRequest& request) : request_(request) { out_.reserve(estimated_size(request)); }
 
@@ -111,56 +78,13 @@ class Renderer {
     // --- messages -------------------------------------------------------------------------------------------------
 
     void write_messages() {
-        collect_outputs();
         if (!request_.instructions.empty()) {
             begin_message("system");
             out_ += ",\"content\":";
             append_json_string(out_, request_.instructions);
             out_ += '}';
         }
-        for (const auto& turn : request_.prompt.settled) write_turn(*turn);
-        write_turn(request_.prompt.open);
-    }
-
-    /// Outputs of the client's functions come as items of a later turn, but the API wants them right after the call.
-    void collect_outputs() {
-        const auto collect = [&](const std::vector<ItemPtr>& items) {
-            for (const auto& item : items)
-                if (item->kind == ItemKind::function_call_output) outputs_[item->call_id].push_back(item.get());
-        };
-        for (const auto& turn : request_.prompt.settled) collect(*turn);
-        collect(request_.prompt.open);
-    }
-
-    void write_turn(const std::vector<ItemPtr>& items) {
-        for (size_t i = 0; i < items.size();) {
-            const Item& item = *items[i];
-            if (is_call(item)) {
-                const size_t end = end_of_calls(items, i);
-                write_calls(nullptr, items, i, end);
-                i = end;
-                continue;
-            }
-            ++i;
-            if (item.kind == ItemKind::compaction) {
-                write_summary(item);
-            } else if (item.kind == ItemKind::message && item.status == ItemStatus::completed) {
-                // Text and calls of one step are one message of the assistant.
-                const bool speaks = item.role == Role::assistant;
-                const bool calls = speaks && i < items.size() && is_call(*items[i]) && items[i]->step == item.step;
-                const size_t end = calls ? end_of_calls(items, i) : i;
-                if (!calls || !write_calls(&item, items, i, end)) write_message(item);
-                i = end;
-            }
-            // Approvals say nothing to the model; what is incomplete was never finished being said; outputs are
-            // written with their calls.
-        }
-    }
-
-    static size_t end_of_calls(const std::vector<ItemPtr>& items, size_t from) {
-        size_t end = from;
-        while (end < items.size() && is_call(*items[end]) && items[end]->step == items[from]->step) ++end;
-        return end;
+        walk_prompt(request_.prompt, *this);
     }
 
     void begin_message(std::string_view role) {
@@ -186,27 +110,21 @@ class Renderer {
         out_ += "}]";
     }
 
-    void write_message(const Item& item) {
+    void message(const Item& item) override {
         // "developer" is OpenAI's own newer word for "system"; chat templates of open models do not know it.
         begin_message(item.role == Role::developer ? "system" : to_word(item.role));
         write_content(item);
         out_ += '}';
     }
 
-    void write_summary(const Item& item) {
+    void summary(const Item& item) override {
         begin_message("system");
         out_ += ",\"content\":";
-        append_json_string(out_, "Summary of the earlier conversation:\n" + item.text);
+        append_json_string(out_, summary_text(item));
         out_ += '}';
     }
 
-    /// The calls [from, end) of one step that have an answer, as one message of the assistant (with `text`, where it
-    /// said something too), then the answers. False where none has one: the API refuses a call without an answer.
-    bool write_calls(const Item* text, const std::vector<ItemPtr>& items, size_t from, size_t end) {
-        std::vector<std::pair<const Item*, const Item*>> answered;  // call, holder of the output
-        for (size_t i = from; i < end; ++i)
-            if (const Item* output = answer_of(*items[i])) answered.emplace_back(items[i].get(), output);
-        if (answered.empty()) return false;
+    void calls(const Item* text, const std::vector<AnsweredCall>& answered) override {
         begin_message("assistant");
         if (text) {
             write_content(*text);
@@ -223,7 +141,7 @@ class Renderer {
             out_ += ",\"type\":\"function\",\"function\":{\"name\":";
             append_json_string(out_, offered_name(request_.tools, call->server_label, call->name));
             out_ += ",\"arguments\":";
-            append_json_string(out_, call->arguments.empty() ? "{}" : call->arguments);
+            append_json_string(out_, arguments_text(*call));
             out_ += "}}";
         }
         out_ += "]}";
@@ -232,21 +150,9 @@ class Renderer {
             out_ += ",\"tool_call_id\":";
             append_json_string(out_, call->call_id);
             out_ += ",\"content\":";
-            append_json_string(out_, output_of(*output));
+            append_json_string(out_, output_text(*output));
             out_ += '}';
         }
-        return true;
-    }
-
-    /// Upstreams may use one id twice in a conversation, so outputs are given out in order.
-    const Item* answer_of(const Item& call) {
-        if (call.kind == ItemKind::tool_call)
-            return call.status == ItemStatus::in_progress || call.status == ItemStatus::incomplete ? nullptr : &call;
-        const auto found = outputs_.find(call.call_id);
-        if (found == outputs_.end() || found->second.empty()) return nullptr;
-        const Item* output = found->second.front();
-        found->second.pop_front();
-        return output;
     }
 
     // --- tools and options ----------------------------------------------------------------------------------------
@@ -376,7 +282,6 @@ class Renderer {
     const ModelRequest& request_;
     std::string out_;
     bool first_message_ = true;
-    std::unordered_map<std::string_view, std::deque<const Item*>> outputs_;  // by call id, oldest first
 };
 
 }  // namespace
@@ -392,12 +297,10 @@ void append_json_string(std::string& out, std::string_view text) {
         if ((text.front() & 0x80) == 0) {
             append_escaped(out, text.front());
             text.remove_prefix(1);
-        } else if (const size_t length = utf8_length(text)) {
-            out.append(text, 0, length);
-            text.remove_prefix(length);
         } else {
-            out += "\xef\xbf\xbd";
-            text.remove_prefix(1);
+            const Utf8Step step = utf8_next(text);
+            out += step.valid ? text.substr(0, step.bytes) : utf8_replacement;
+            text.remove_prefix(step.bytes);
         }
     }
     out += '"';
