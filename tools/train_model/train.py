@@ -24,7 +24,8 @@ from template import ASSISTANT, BOS, END, PAD, USER, render
 def options():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", required=True, help="folder of checkpoint, log and finished model")
-    for name, value in dict(dim=192, layers=4, heads=6, kv=2, ff=448, context=768, steps=3200, copy_steps=300, hard_from=3200, batch_tokens=6000,
+    p.add_argument("--start", help="folder of a finished model whose weights this run begins with, at step --start-step")
+    for name, value in dict(dim=192, layers=4, heads=6, kv=2, ff=448, context=768, steps=3200, start_step=0, copy_steps=300, hard_from=3200, batch_tokens=6000,
                             lr=2e-3, muon=0.02, seed=1, threads=2, report=50, save=200, check=500).items():
         p.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     return p.parse_args()
@@ -145,6 +146,10 @@ def main():
         step, seconds, mean = kept["step"], kept["seconds"], kept["mean"]
         tell(f"goes on at step {step}")
     else:
+        if o.start:
+            net, step = llama.read_model(o.start), o.start_step
+            net.requires_grad_(True)
+            steppers = optimizers(net, o)
         tell(f"parameters {sum(p.numel() for p in net.parameters())}, {vars(o)}")
 
     def save():
@@ -158,7 +163,7 @@ def main():
     batches, began = Batches(o.seed, o.batch_tokens, o.context, o.hard_from), time.process_time() - seconds
     while step < o.steps and not stop:
         done = step / o.steps
-        rate = min(1, (step + 1) / 100) * (1 if done < 0.4 else max(0.01, (1 - done) / 0.6))
+        rate = min(1, (step - o.start_step + 1) / 100) * (1 if done < 0.4 else max(0.01, (1 - done) / 0.6))
         for optimizer in steppers:
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * rate
