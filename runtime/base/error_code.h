@@ -71,7 +71,8 @@ namespace mainstay {
     X(tool_result_too_large,       422, "turn_error",            false) \
     X(tool_outcome_unknown,        409, "turn_error",            false) \
     /* models of our own */ \
-    X(model_not_loadable,          503, "server_error",          false)
+    X(model_not_loadable,          503, "server_error",          false) \
+    X(device_absent,               503, "server_error",          false)
 // clang-format on
 
 enum class ErrorCode : uint16_t {

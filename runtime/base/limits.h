@@ -177,9 +177,19 @@ constexpr uint32_t model_context_max = 16 * 1024 * 1024;
 constexpr uint32_t device_threads_max = 256;
 constexpr uint32_t device_block_tokens_max = 128;
 constexpr uint32_t device_blocks_max = 16 * 1024 * 1024;
-constexpr uint32_t device_rows_max = 1024;    // sequences of one step
-constexpr uint32_t device_tokens_max = 8192;  // tokens of one step
-constexpr uint32_t device_spin_us_max = 20;   // a device's thread that waits longer for the others sleeps
+constexpr uint32_t device_rows_max = 1024;              // sequences of one step
+constexpr uint32_t device_tokens_max = 8192;            // tokens of one step
+constexpr uint32_t device_spin_us_max = 20;             // a device's thread that waits longer for the others sleeps
+constexpr size_t nrt_manifest_bytes_max = 1024 * 1024;  // nrt_model.json
+constexpr size_t nrt_graphs_max = 256;                  // compiled graphs of one model folder
+constexpr size_t nrt_tensors_max = 4096;                // inputs and outputs of one graph
+constexpr uint64_t nrt_graph_bytes_max = 64ull << 30;   // one NEFF
+constexpr size_t nrt_frame_bytes_max = 257ull << 20;  // one message between daemon and worker: a block and its framing
+constexpr uint32_t nrt_step_timeout_ms_default = 30'000;    // one call; beyond, the worker is killed
+constexpr uint32_t nrt_start_timeout_ms_default = 900'000;  // loading the graphs
+constexpr uint32_t nrt_timeout_ms_max = 24 * 3600'000;
+constexpr uint32_t nrt_stop_ms = 2'000;             // a worker that was let go has this long to unload
+constexpr size_t nrt_stderr_line_bytes_max = 1024;  // of the last line that a dead worker's explanation quotes
 
 // --- batching ---------------------------------------------------------------------------------------------------
 constexpr size_t kv_saves_per_work_max = 16;              // blocks copied off a device before one step
@@ -206,5 +216,6 @@ static_assert(input_parts_max + input_items_max < batch_elements_max / 2);
 static_assert(tool_line_bytes_max > 6 * tool_result_bytes_max,
               "a result within its bound must fit a line even when each byte is escaped as \\uXXXX");
 static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must be able to wait");
+static_assert(kv_disk_value_bytes_max < nrt_frame_bytes_max, "a block that the tiers take must fit a message");
 
 }  // namespace mainstay::limits
