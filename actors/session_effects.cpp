@@ -156,6 +156,7 @@ void SessionActor::start_model(const RunModelStep& step) {
     ModelRequest request;
     request.request_id = node_.next_request.fetch_add(1, std::memory_order_relaxed);
     request.model = model;
+    request.session = request.root = key_;
     request.instructions = join_instructions(*agent, turn.options);
     // The window ends with the open turn, as far as it belongs into a prompt.
     request.prompt.settled = session_->settled_window();

@@ -66,14 +66,35 @@ struct ScriptStep {
     uint32_t delay_ms = 0;
 };
 
+/// A model that runs on devices of our own. Zero or empty: the default of the device or of runtime/base/limits.h.
+struct DeviceSpec {
+    std::string path;                // folder of the model, as it was written: relative to the folder of models
+    std::string precision = "bf16";  // "bf16" or "f32"
+    uint32_t devices = 1;            // that share this model's work
+    uint32_t threads = 0;            // of one device; 0: the machine's cores over the devices
+    std::string hardware = "trn2";   // whose clock a simulator tells: "inf2", "trn1", "trn2", "trn3" or "none"
+    double busy_watts = 0;           // of that hardware; 0: as assumed (facts of device_clock.h)
+    bool strict = false;             // the constraints of a compiled graph
+    uint32_t block_tokens = 0;       // of one KV block
+    uint64_t kv_device_bytes = 0, kv_host_bytes = 0, kv_disk_bytes = 0;  // KV blocks in each tier
+    uint32_t rows_max = 0;                                               // sequences of one step
+    uint32_t tokens_max = 0;                                             // tokens of one step
+    uint32_t running_max = 0;                                            // sequences that run at once; 1: one by one
+    std::string chat_template;  // a name of docs/MODELS.md; empty: recognised from the model's files
+    std::string library;        // nrt: libnrt to load; empty: where it is usually installed
+    std::string visible_cores;  // nrt: NEURON_RT_VISIBLE_CORES of the first device
+    friend bool operator==(const DeviceSpec&, const DeviceSpec&) = default;
+};
+
 struct ModelSpec {
     std::string name;
     uint64_t version = 0;
     std::vector<std::string> base_url;  // OpenAI-compatible upstreams, in order of preference
     std::string upstream_model;         // name sent upstream; default: name
     std::string api_key_env;            // environment variable that holds the key
-    std::string device;                 // "openai" or "scripted"
-    uint32_t context_window = 32768;    // tokens
+    std::string device;                 // "openai", "neuron_core_sim", "nrt" or "scripted"
+    DeviceSpec own;                     // neuron_core_sim and nrt only
+    uint32_t context_window = 32768;    // tokens; a device of our own: at most what the model's files say
     std::vector<ScriptStep> script;     // scripted only: steps of a turn, the last repeated
     std::optional<double> price_input, price_cached, price_output;  // per million tokens
     std::string canonical_json;

@@ -7,7 +7,15 @@ namespace mainstay {
 size_t Item::bytes() const {
     size_t total = text.size() + call_id.size() + name.size() + server_label.size() + arguments.size() + error.size();
     for (const auto& part : more_parts) total += part.size();
+    if (tokens) total += tokens->ids.size() * sizeof(uint32_t);
     return total;
+}
+
+bool operator==(const Item& a, const Item& b) {
+    if (a.tokens != b.tokens && (!a.tokens || !b.tokens || !(*a.tokens == *b.tokens))) return false;
+    return a.kind == b.kind && a.role == b.role && a.status == b.status && a.text == b.text &&
+           a.more_parts == b.more_parts && a.call_id == b.call_id && a.name == b.name &&
+           a.server_label == b.server_label && a.arguments == b.arguments && a.error == b.error && a.step == b.step;
 }
 
 Usage& Usage::operator+=(const Usage& other) {

@@ -39,6 +39,15 @@ enum class ErrorClass : uint8_t {
     lost,  // the outcome is not known (connection lost after the request was sent, worker died)
 };
 
+/// What a token device sampled in one step, kept where the step's text would not be tokenized to the same tokens again:
+/// tokens are what attention state is computed from, text is what people see (DECISIONS 13).
+struct StepTokens {
+    KeyHash tokenizer{};            // digest of its file; with another tokenizer or template the text counts
+    uint32_t template_version = 0;  // which chat template, in which version
+    std::vector<uint32_t> ids;      // as sampled, a stop token included
+    friend bool operator==(const StepTokens&, const StepTokens&) = default;
+};
+
 struct Item {
     ItemKind kind = ItemKind::message;
     Role role = Role::user;
@@ -51,9 +60,10 @@ struct Item {
     std::string arguments;                // JSON text
     std::string error;
     uint16_t step = 0;  // model step of the turn that made it; calls of one step are shown to a model as one message
+    std::shared_ptr<const StepTokens> tokens;  // of that step, in its first item; null: the text says them
 
-    size_t bytes() const;  // text held, for bounds and windows
-    friend bool operator==(const Item&, const Item&) = default;
+    size_t bytes() const;  // text and tokens held, for bounds and windows
+    friend bool operator==(const Item& a, const Item& b);
 };
 using ItemPtr = std::shared_ptr<const Item>;
 

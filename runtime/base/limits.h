@@ -191,6 +191,16 @@ constexpr uint32_t nrt_timeout_ms_max = 24 * 3600'000;
 constexpr uint32_t nrt_stop_ms = 2'000;             // a worker that was let go has this long to unload
 constexpr size_t nrt_stderr_line_bytes_max = 1024;  // of the last line that a dead worker's explanation quotes
 
+constexpr uint32_t device_step_timeout_ms = 30'000;   // a device that takes longer for one step is given up
+constexpr uint32_t device_load_timeout_ms = 600'000;  // ... and for loading its model
+constexpr uint32_t device_restarts_max = 5;  // of one device within device_restart_window_ms, then it stays down
+constexpr uint32_t device_restart_window_ms = 60'000;
+constexpr uint32_t devices_per_model_max = 64;
+constexpr uint64_t kv_device_bytes_default = 64ull << 20;  // (model) of one simulated device's memory for KV blocks
+constexpr uint64_t kv_host_bytes_default = 256ull << 20;   // (model) of the host's memory for KV blocks
+constexpr uint32_t new_tokens_default = 1024;              // of one model step where nobody says a bound
+constexpr size_t scheduler_decisions_kept = 256;           // of one model, for `mainstay worker show`
+
 // --- batching ---------------------------------------------------------------------------------------------------
 constexpr size_t kv_saves_per_work_max = 16;              // blocks copied off a device before one step
 constexpr size_t kv_disk_bytes_default = 1ull << 30;      // (config) of the KV cache's tier on disk

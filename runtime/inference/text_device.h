@@ -35,6 +35,8 @@ struct PromptItems {
 struct ModelRequest {
     uint64_t request_id = 0;  // unique in the process; names the request in cancel()
     ModelPtr model;
+    SessionKey session;        // whose cached attention state the step may use, and where it sticks to
+    SessionKey root;           // whose service it is (sub-agents: their root session's)
     std::string instructions;  // agent's, then the request's
     PromptItems prompt;
     ToolDefinitions tools;  // may be null
@@ -59,6 +61,7 @@ struct ModelResult {
     std::string finish_reason;  // "stop", "length", "tool_calls", "content_filter"
     std::string model;          // as the upstream names it
     Usage usage;
+    std::shared_ptr<const StepTokens> tokens;  // where the text does not say them
 };
 
 struct ModelError {
@@ -66,6 +69,8 @@ struct ModelError {
     ErrorCode code = ErrorCode::model_unavailable;
     std::string message;
     uint32_t retry_after_ms = 0;  // what the upstream asked for; 0: nothing
+    uint32_t context_tokens = 0,
+             context_limit = 0;  // context_overflow: what the prompt has, what it may have; 0: unknown
 };
 
 class ModelSink {
@@ -82,6 +87,10 @@ class TextDevice {
     /// `sink` must outlive the step or its cancellation.
     virtual void submit(ModelRequest request, std::shared_ptr<ModelSink> sink) = 0;
     virtual void cancel(uint64_t request_id) = 0;
+    /// The session sleeps: what memory holds of it may go to disk.
+    virtual void session_idle(const SessionKey&) {}
+    /// Nothing of the session may stay anywhere.
+    virtual void session_deleted(const SessionKey&) {}
 };
 
 }  // namespace mainstay
