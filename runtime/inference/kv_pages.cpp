@@ -6,8 +6,8 @@
 #include <cstring>
 #include <utility>
 
-#include "runtime/base/digest.h"
 #include "runtime/base/limits.h"
+#include "runtime/inference/kv_block.h"
 
 namespace mainstay {
 
@@ -43,38 +43,8 @@ Arena::~Arena() {
     if (data_) munmap(data_, size_);
 }
 
-namespace {
-
-// Offsets in the header of an exported block (docs/formats/kv_block.md), little-endian.
-constexpr char magic[8] = {'M', 'S', 'K', 'V', 'B', 'L', 'K', '1'};
-constexpr size_t checksum_at = 8;   // of everything from byte 12 on
-constexpr size_t tokens_at = 12;    // u32
-constexpr size_t payload_at = 16;   // u64 bytes
-constexpr size_t identity_at = 24;  // 16 bytes; the rest is zero
-
-template <class T>
-void put(std::string& out, size_t at, T value) {
-    for (size_t i = 0; i < sizeof(T); ++i) out[at + i] = char(uint64_t(value) >> (8 * i));
-}
-
-template <class T>
-T get(std::string_view in, size_t at) {
-    uint64_t value = 0;
-    for (size_t i = sizeof(T); i-- > 0;) value = value << 8 | uint8_t(in[at + i]);
-    return T(value);
-}
-
-DeviceError bad_bytes(std::string why) {
-    return {DeviceAction::fail_request, DeviceFault::bad_bytes, "KV block: " + std::move(why), std::nullopt, 0};
-}
-
-}  // namespace
-
 KvPages::KvPages(const KvShape& shape, std::string_view identity, Arena arena)
-    : shape_(shape), arena_(std::move(arena)) {
-    const KeyHash hash = key_hash("kv", identity);
-    identity_.assign(reinterpret_cast<const char*>(hash.data()), hash.size());
-}
+    : shape_(shape), identity_(identity), arena_(std::move(arena)) {}
 
 Result<std::unique_ptr<KvPages>> KvPages::create(const KvShape& shape, std::string_view identity) {
     INVARIANT(shape.block_tokens % kv_tile_tokens == 0 && shape.block_tokens > 0, "whole tiles in a block");
@@ -112,10 +82,6 @@ void KvPages::copy(BlockId from, BlockId to) { std::memcpy(at(to), at(from), sha
 std::string KvPages::export_block(BlockId block, uint32_t tokens) const {
     INVARIANT(tokens >= 1 && tokens <= shape_.block_tokens, "tokens of an exported block");
     std::string out(export_bytes(), '\0');
-    std::memcpy(out.data(), magic, sizeof(magic));
-    put<uint32_t>(out, tokens_at, tokens);
-    put<uint64_t>(out, payload_at, shape_.block_bytes());
-    std::memcpy(out.data() + identity_at, identity_.data(), identity_.size());
     // Only the tokens that were asked for: the others may be left over from whoever had the block before.
     const size_t size = element_bytes(shape_.precision);
     for (uint32_t layer = 0; layer < shape_.layers; ++layer)
@@ -135,20 +101,13 @@ std::string KvPages::export_block(BlockId block, uint32_t tokens) const {
                 std::memcpy(out.data() + header_bytes + values + whole * row + d * pair * size,
                             at(block) + values + whole * row + d * pair * size, size);
         }
-    put<uint32_t>(out, checksum_at, crc32c(std::string_view(out).substr(tokens_at)));
+    seal_kv_block(out, identity_, tokens);
     return out;
 }
 
 DeviceResult<uint32_t> KvPages::import_block(BlockId block, std::string_view bytes) {
-    if (bytes.size() != export_bytes())
-        return bad_bytes(std::to_string(bytes.size()) + " bytes, not " + std::to_string(export_bytes()));
-    if (std::memcmp(bytes.data(), magic, sizeof(magic)) != 0) return bad_bytes("not a KV block of this version");
-    if (get<uint32_t>(bytes, checksum_at) != crc32c(bytes.substr(tokens_at)))
-        return bad_bytes("damaged: the checksum differs");
-    if (bytes.substr(identity_at, identity_.size()) != identity_) return bad_bytes("of another model, kernel or shape");
-    const uint32_t tokens = get<uint32_t>(bytes, tokens_at);
-    if (tokens < 1 || tokens > shape_.block_tokens || get<uint64_t>(bytes, payload_at) != shape_.block_bytes())
-        return bad_bytes("its token count or size does not fit");
+    auto tokens = open_kv_block(bytes, identity_, shape_.block_tokens, shape_.block_bytes());
+    if (!tokens) return tokens;
     std::memcpy(at(block), bytes.data() + header_bytes, shape_.block_bytes());
     return tokens;
 }

@@ -16,6 +16,7 @@
 #include "runtime/base/result.h"
 #include "runtime/inference/device.h"
 #include "runtime/inference/kernels.h"
+#include "runtime/inference/kv_block.h"
 
 namespace mainstay {
 
@@ -59,7 +60,7 @@ struct KvShape {
 
 class KvPages {
   public:
-    /// `identity` names whose bytes exported blocks are: model, kernel and format.
+    /// `identity`: kv_block_identity of the model and format whose bytes exported blocks are.
     static Result<std::unique_ptr<KvPages>> create(const KvShape& shape, std::string_view identity);
 
     const KvShape& shape() const { return shape_; }
@@ -79,7 +80,7 @@ class KvPages {
     std::string export_block(BlockId block, uint32_t tokens) const;
     DeviceResult<uint32_t> import_block(BlockId block, std::string_view bytes);
 
-    static constexpr size_t header_bytes = 64;
+    static constexpr size_t header_bytes = kv_block_header_bytes;
 
   private:
     KvPages(const KvShape& shape, std::string_view identity, Arena arena);
