@@ -31,13 +31,16 @@ Speaker speaker_of(Role role) {
 class Collector final : public PromptVisitor {
   public:
     explicit Collector(const ModelRequest& request) : request_(request) {
-        if (!request.instructions.empty()) messages.push_back({Speaker::system, request.instructions, {}});
+        if (!request.instructions.empty())
+            messages.push_back({Speaker::system, request.instructions, {}, nullptr, true});
     }
 
     void summary(const Item& item) override { messages.push_back({Speaker::system, summary_text(item), {}}); }
-    void message(const Item& item) override { messages.push_back({speaker_of(item.role), text_of(item), {}}); }
-    void calls(const Item* text, const std::vector<AnsweredCall>& answered) override {
-        ChatMessage message{Speaker::assistant, text ? text_of(*text) : std::string(), {}};
+    void message(const Item& item, const StepTokens* tokens) override {
+        messages.push_back({speaker_of(item.role), text_of(item), {}, item.role == Role::assistant ? tokens : nullptr});
+    }
+    void calls(const Item* text, const std::vector<AnsweredCall>& answered, const StepTokens* tokens) override {
+        ChatMessage message{Speaker::assistant, text ? text_of(*text) : std::string(), {}, tokens};
         for (const auto& [call, output] : answered)
             message.calls.push_back(
                 {offered_name(request_.tools, call->server_label, call->name), arguments_text(*call)});

@@ -19,9 +19,13 @@ struct ChatMessage {
     Speaker speaker = Speaker::user;
     std::string text;             // of a tool: its result
     std::vector<ChatCall> calls;  // of the assistant
+    /// What a token device sampled for this message of the assistant: a template that they fit shows these instead of
+    /// the text. Borrowed of the request's items; null: the text counts.
+    const StepTokens* tokens = nullptr;
+    bool definition = false;  // the agent's instructions, which nobody said
 };
 
-/// The instructions, where there are any, come first as a message of the system.
+/// The instructions, where there are any, come first as a message of the system. `request` must outlive the messages.
 std::vector<ChatMessage> chat_messages(const ModelRequest& request);
 
 }  // namespace mainstay

@@ -110,7 +110,7 @@ class Renderer final : PromptVisitor {
         out_ += "}]";
     }
 
-    void message(const Item& item) override {
+    void message(const Item& item, const StepTokens*) override {
         // "developer" is OpenAI's own newer word for "system"; chat templates of open models do not know it.
         begin_message(item.role == Role::developer ? "system" : to_word(item.role));
         write_content(item);
@@ -124,7 +124,7 @@ class Renderer final : PromptVisitor {
         out_ += '}';
     }
 
-    void calls(const Item* text, const std::vector<AnsweredCall>& answered) override {
+    void calls(const Item* text, const std::vector<AnsweredCall>& answered, const StepTokens*) override {
         begin_message("assistant");
         if (text) {
             write_content(*text);

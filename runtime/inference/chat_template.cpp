@@ -18,10 +18,14 @@ using Piece = ChatTemplate::Piece;
 
 constexpr size_t close_tags_max = 64;  // closing tags that are looked at in one call
 
-constexpr std::array<std::pair<std::string_view, TemplateKind>, 3> names{
-    {{"mainstay-tiny", TemplateKind::mainstay_tiny},
-     {"chatml", TemplateKind::chatml},
-     {"llama-3", TemplateKind::llama3}}};
+struct Named {
+    std::string_view name;
+    TemplateKind kind;
+    uint32_t version;  // 100 * (kind, from 1) + revision; sampled tokens of another version are not shown
+};
+constexpr std::array<Named, 3> names{{{"mainstay-tiny", TemplateKind::mainstay_tiny, 101},
+                                      {"chatml", TemplateKind::chatml, 201},
+                                      {"llama-3", TemplateKind::llama3, 301}}};
 
 Error not_loadable(std::string message, std::string key) {
     return {ErrorCode::model_not_loadable, std::move(message), std::move(key)};
@@ -29,7 +33,7 @@ Error not_loadable(std::string message, std::string key) {
 
 std::string known_names() {
     std::string text;
-    for (const auto& [name, kind] : names) text += (text.empty() ? "" : ", ") + std::string(name);
+    for (const auto& [name, kind, version] : names) text += (text.empty() ? "" : ", ") + std::string(name);
     return text;
 }
 
@@ -193,7 +197,7 @@ ChatTemplate::ChatTemplate(TemplateKind kind, std::shared_ptr<const Tokenizer> t
 
 Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::make(std::string_view name,
                                                                std::shared_ptr<const Tokenizer> tokenizer) {
-    for (const auto& [known, kind] : names) {
+    for (const auto& [known, kind, version] : names) {
         if (known != name) continue;
         std::unique_ptr<ChatTemplate> made(new ChatTemplate(kind, std::move(tokenizer)));
         if (auto found = made->find_marks(); !found) return found.error();
@@ -227,7 +231,7 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::recognise(std::string_
         return not_loadable("tokenizer_config.json has no chat_template; name one of " + known_names(),
                             "chat_template");
     const std::string_view program = value->get_string();
-    for (const auto& [name, kind] : names)
+    for (const auto& [name, kind, version] : names)
         if (program == name) return make(name, std::move(tokenizer));
     if (program.find("<|im_start|>") != std::string_view::npos) return make("chatml", std::move(tokenizer));
     if (program.find("<|start_header_id|>") != std::string_view::npos) return make("llama-3", std::move(tokenizer));
@@ -236,9 +240,15 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::recognise(std::string_
 }
 
 std::string_view ChatTemplate::name() const {
-    for (const auto& [name, kind] : names)
+    for (const auto& [name, kind, version] : names)
         if (kind == kind_) return name;
     return {};
+}
+
+uint32_t ChatTemplate::template_version() const {
+    for (const auto& [name, kind, version] : names)
+        if (kind == kind_) return version;
+    return 0;
 }
 
 Result<void> ChatTemplate::find_marks() {
@@ -289,7 +299,7 @@ class ChatTemplate::Renderer {
   public:
     explicit Renderer(const ChatTemplate& how) : how_(how) {}
 
-    Result<std::vector<Piece>> render(const std::vector<ChatMessage>& messages, const ToolDefinitions& tools) {
+    Result<Rendering> render(const std::vector<ChatMessage>& messages, const ToolDefinitions& tools) {
         static const std::vector<ToolDefinition> none;
         const auto& offered = tools ? *tools : none;
         switch (how_.kind_) {
@@ -301,6 +311,12 @@ class ChatTemplate::Renderer {
                 if (auto done = llama3(messages, offered); !done) return done.error();
                 break;
         }
+        return Rendering{std::move(pieces_), definition_};
+    }
+
+    /// What stands between the assistant's opening and its end mark.
+    std::vector<Piece> reply(const ChatMessage& message) {
+        body(message);
         return std::move(pieces_);
     }
 
@@ -310,8 +326,54 @@ class ChatTemplate::Renderer {
         if (!text.empty()) pieces_.push_back({false, 0, std::move(text)});
     }
 
+    /// What the assistant said, as the template writes it.
+    void body(const ChatMessage& message) {
+        if (how_.kind_ == TemplateKind::mainstay_tiny) {
+            text(message.text);
+            for (const auto& call : message.calls) {
+                mark(how_.call_, "<|call|>");
+                text(R"({"name":")" + call.name + R"(","arguments":)" + call.arguments + "}");
+            }
+            return;
+        }
+        const bool tagged = how_.kind_ == TemplateKind::chatml;
+        std::string said = message.text;
+        for (const auto& call : message.calls) {
+            if (!said.empty()) said += '\n';
+            said += tagged ? "<tool_call>\n{\"name\": " : "{\"name\": ";
+            append_json_string(said, call.name);
+            said += (tagged ? ", \"arguments\": " : ", \"parameters\": ") + call.arguments +
+                    (tagged ? "}\n</tool_call>" : "}");
+        }
+        text(std::move(said));
+    }
+
+    /// The same with its end mark; as it was sampled, where that is known in tokens that this template understands.
+    void assistant(const ChatMessage& message) {
+        if (const StepTokens* tokens = message.tokens; tokens && fits(*tokens)) {
+            pieces_.push_back({false, 0, how_.tokenizer_->decode(tokens->ids), tokens->ids});
+            if (how_.is_stop(tokens->ids.back())) return;
+        } else {
+            body(message);
+        }
+        mark(how_.end_, how_.kind_ == TemplateKind::mainstay_tiny ? "<|end|>"
+                        : how_.kind_ == TemplateKind::chatml      ? "<|im_end|>"
+                                                                  : "<|eot_id|>");
+    }
+
+    bool fits(const StepTokens& tokens) const {
+        const size_t known = how_.tokenizer_->size();
+        return !tokens.ids.empty() && tokens.tokenizer == how_.tokenizer_digest() &&
+               tokens.template_version == how_.template_version() &&
+               std::all_of(tokens.ids.begin(), tokens.ids.end(), [known](TokenId id) { return id < known; });
+    }
+
+    /// What came so far is the agent's definition.
+    void end_definition() { definition_ = pieces_.size(); }
+
     void tiny(const std::vector<ChatMessage>& messages) {
         mark(how_.begin_, "<|bos|>");
+        end_definition();
         for (const auto& message : messages) {
             switch (message.speaker) {
                 case Speaker::system: continue;  // the model was trained on none
@@ -325,12 +387,8 @@ class ChatTemplate::Renderer {
                     break;
                 case Speaker::assistant:
                     mark(how_.assistant_, "<|assistant|>");
-                    text(message.text);
-                    for (const auto& call : message.calls) {
-                        mark(how_.call_, "<|call|>");
-                        text(R"({"name":")" + call.name + R"(","arguments":)" + call.arguments + "}");
-                    }
-                    break;
+                    assistant(message);
+                    continue;
             }
             mark(how_.end_, "<|end|>");
         }
@@ -349,7 +407,11 @@ class ChatTemplate::Renderer {
     Result<void> chatml(const std::vector<ChatMessage>& messages, const std::vector<ToolDefinition>& tools) {
         size_t i = 0;
         std::string system;
-        if (!messages.empty() && messages[0].speaker == Speaker::system) system = messages[i++].text;
+        bool merged = false;  // with a message of the conversation
+        if (!messages.empty() && messages[0].speaker == Speaker::system) {
+            merged = !messages[0].definition;
+            system = messages[i++].text;
+        }
         if (!tools.empty()) {
             if (!system.empty()) system += "\n\n";
             system +=
@@ -370,6 +432,7 @@ class ChatTemplate::Renderer {
             text(std::move(system));
             chatml_close();
         }
+        if (!merged) end_definition();
         while (i < messages.size()) {
             const auto& message = messages[i++];
             if (message.speaker == Speaker::tool) {
@@ -381,14 +444,9 @@ class ChatTemplate::Renderer {
                 text(std::move(results));
             } else if (message.speaker == Speaker::assistant) {
                 chatml_open("assistant");
-                std::string said = message.text;
-                for (const auto& call : message.calls) {
-                    if (!said.empty()) said += '\n';
-                    said += "<tool_call>\n{\"name\": ";
-                    append_json_string(said, call.name);
-                    said += ", \"arguments\": " + call.arguments + "}\n</tool_call>";
-                }
-                text(std::move(said));
+                assistant(message);
+                text("\n");
+                continue;
             } else {
                 chatml_open(message.speaker == Speaker::user ? "user" : "system");
                 text(message.text);
@@ -409,6 +467,7 @@ class ChatTemplate::Renderer {
 
     Result<void> llama3(const std::vector<ChatMessage>& messages, const std::vector<ToolDefinition>& tools) {
         mark(how_.begin_, "<|begin_of_text|>");
+        end_definition();
         size_t i = 0;
         std::string system;
         if (!tools.empty()) {
@@ -422,12 +481,17 @@ class ChatTemplate::Renderer {
                 system += *written + "\n\n";
             }
         }
-        if (!messages.empty() && messages[0].speaker == Speaker::system) system += trimmed(messages[i++].text);
+        bool merged = false;
+        if (!messages.empty() && messages[0].speaker == Speaker::system) {
+            merged = !messages[0].definition;
+            system += trimmed(messages[i++].text);
+        }
         if (!system.empty()) {
             llama3_open("system");
             text(std::move(system));
             llama3_close();
         }
+        if (!merged) end_definition();
         for (; i < messages.size(); ++i) {
             const auto& message = messages[i];
             switch (message.speaker) {
@@ -436,19 +500,16 @@ class ChatTemplate::Renderer {
                 case Speaker::tool: llama3_open("ipython"); break;
                 case Speaker::assistant: llama3_open("assistant"); break;
             }
+            if (message.speaker == Speaker::assistant) {
+                assistant(message);
+                continue;
+            }
             if (message.speaker == Speaker::tool) {
                 std::string quoted;
                 append_json_string(quoted, message.text);
                 text(std::move(quoted));
             } else {
-                std::string said = message.text;
-                for (const auto& call : message.calls) {
-                    if (!said.empty()) said += '\n';
-                    said += "{\"name\": ";
-                    append_json_string(said, call.name);
-                    said += ", \"parameters\": " + call.arguments + "}";
-                }
-                text(std::move(said));
+                text(message.text);
             }
             llama3_close();
         }
@@ -458,11 +519,19 @@ class ChatTemplate::Renderer {
 
     const ChatTemplate& how_;
     std::vector<Piece> pieces_;
+    size_t definition_ = 0;  // leading pieces
 };
+
+Result<ChatTemplate::Rendering> ChatTemplate::render_all(const std::vector<ChatMessage>& messages,
+                                                         const ToolDefinitions& tools) const {
+    return Renderer(*this).render(messages, tools);
+}
 
 Result<std::vector<Piece>> ChatTemplate::render(const std::vector<ChatMessage>& messages,
                                                 const ToolDefinitions& tools) const {
-    return Renderer(*this).render(messages, tools);
+    auto rendering = render_all(messages, tools);
+    if (!rendering) return rendering.error();
+    return std::move(rendering->pieces);
 }
 
 std::vector<TokenId> ChatTemplate::encode(const std::vector<Piece>& pieces) const {
@@ -470,6 +539,8 @@ std::vector<TokenId> ChatTemplate::encode(const std::vector<Piece>& pieces) cons
     for (const auto& piece : pieces) {
         if (piece.is_mark) {
             tokens.push_back(piece.mark);
+        } else if (!piece.sampled.empty()) {
+            tokens.insert(tokens.end(), piece.sampled.begin(), piece.sampled.end());
         } else {
             tokenizer_->encode(piece.text, tokens);
         }
@@ -478,9 +549,34 @@ std::vector<TokenId> ChatTemplate::encode(const std::vector<Piece>& pieces) cons
 }
 
 Result<std::vector<TokenId>> ChatTemplate::prompt(const ModelRequest& request) const {
-    auto pieces = render(chat_messages(request), request.tools);
-    if (!pieces) return pieces.error();
-    return encode(*pieces);
+    auto prompt = prompt_tokens(request);
+    if (!prompt) return prompt.error();
+    return std::move(prompt->tokens);
+}
+
+Result<PromptTokens> ChatTemplate::prompt_tokens(const ModelRequest& request) const {
+    auto rendering = render_all(chat_messages(request), request.tools);
+    if (!rendering) return rendering.error();
+    const auto conversation = rendering->pieces.begin() + static_cast<ptrdiff_t>(rendering->definition);
+    PromptTokens prompt;
+    prompt.tokens = encode({rendering->pieces.begin(), conversation});
+    prompt.definition = static_cast<uint32_t>(prompt.tokens.size());
+    const auto rest = encode({conversation, rendering->pieces.end()});
+    prompt.tokens.insert(prompt.tokens.end(), rest.begin(), rest.end());
+    return prompt;
+}
+
+bool ChatTemplate::says(const ModelResult& reply, std::span<const TokenId> sampled) const {
+    ChatMessage message{Speaker::assistant, reply.text, {}};
+    for (const auto& call : reply.calls)
+        message.calls.push_back({call.name, call.arguments.empty() ? "{}" : call.arguments});
+    const auto shown = encode(Renderer(*this).reply(message));
+    if (!sampled.empty() && sampled.back() == end_) sampled = sampled.first(sampled.size() - 1);
+    return std::equal(shown.begin(), shown.end(), sampled.begin(), sampled.end());
+}
+
+std::shared_ptr<const StepTokens> ChatTemplate::step_tokens(std::vector<TokenId> sampled) const {
+    return std::make_shared<const StepTokens>(StepTokens{tokenizer_digest(), template_version(), std::move(sampled)});
 }
 
 ChatTemplate::CallSyntax ChatTemplate::call_syntax() const {

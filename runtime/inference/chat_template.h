@@ -7,12 +7,14 @@
 //   llama-3         Llama 3.1 to 3.3: header marks, a call is a JSON object with "name" and "parameters"
 //
 // The marks of a template come from token ids, so no text of a user, tool or upstream can open another speaker's part.
-// A rendering only grows: that of a longer conversation begins with that of the shorter one, token by token, as long as
-// what the model wrote is canonical, that is, tokenizes as it was generated. docs/MODELS.md describes the templates.
+// A rendering only grows: that of a longer conversation begins with that of the shorter one, token by token, and then
+// with what the model sampled. Where its text would not be tokenized as it was sampled, the step's tokens are kept in
+// the history (Item::tokens) and stand here in the place of the text. docs/MODELS.md describes the templates.
 //
 // Immutable: any thread. A ReplyReader has one owner.
 
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -27,13 +29,21 @@ namespace mainstay {
 
 enum class TemplateKind : uint8_t { mainstay_tiny, chatml, llama3 };
 
+struct PromptTokens {
+    std::vector<TokenId> tokens;
+    /// Of these, leading: what is the same in every conversation with the agent, that is, begin mark, instructions and
+    /// tools. A message of the conversation that a template merges with these leaves the begin mark only.
+    uint32_t definition = 0;
+};
+
 class ChatTemplate {
   public:
-    /// A part of a rendering that is tokenized by itself: a mark, or text.
+    /// A part of a rendering that is tokenized by itself: a mark, text, or what was sampled.
     struct Piece {
         bool is_mark = false;
         TokenId mark = 0;
-        std::string text;  // of a mark: how it is written, for people
+        std::string text;                   // of a mark: how it is written, for people; of sampled tokens: their text
+        std::vector<TokenId> sampled = {};  // these as they are
         friend bool operator==(const Piece&, const Piece&) = default;
     };
 
@@ -47,6 +57,9 @@ class ChatTemplate {
     TemplateKind kind() const { return kind_; }
     std::string_view name() const;
     const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }
+    const KeyHash& tokenizer_digest() const { return tokenizer_->digest(); }
+    /// Which template, in which revision: of 100 * kind + revision. A change of what render() writes is a revision.
+    uint32_t template_version() const;
 
     /// The conversation up to where the assistant speaks. `tools` may be null. Fails with invalid_request where the
     /// parameters of a tool are no JSON object.
@@ -54,6 +67,13 @@ class ChatTemplate {
     std::vector<TokenId> encode(const std::vector<Piece>& pieces) const;
     /// Both, from a request.
     Result<std::vector<TokenId>> prompt(const ModelRequest& request) const;
+    Result<PromptTokens> prompt_tokens(const ModelRequest& request) const;
+
+    /// Whether a prompt that shows `reply` by its text has exactly `sampled` in its place (an end mark that is missing
+    /// behind them counts as there). If not, the tokens belong into ModelResult::tokens.
+    bool says(const ModelResult& reply, std::span<const TokenId> sampled) const;
+    /// Those tokens as history keeps them.
+    std::shared_ptr<const StepTokens> step_tokens(std::vector<TokenId> sampled) const;
 
     /// Tokens that end the assistant's part. Not empty.
     const std::vector<TokenId>& stops() const { return stops_; }
@@ -74,6 +94,11 @@ class ChatTemplate {
     ChatTemplate(TemplateKind kind, std::shared_ptr<const Tokenizer> tokenizer);
     Result<void> find_marks();
     class Renderer;
+    struct Rendering {
+        std::vector<Piece> pieces;
+        size_t definition = 0;  // leading pieces
+    };
+    Result<Rendering> render_all(const std::vector<ChatMessage>& messages, const ToolDefinitions& tools) const;
 
     TemplateKind kind_;
     std::shared_ptr<const Tokenizer> tokenizer_;

@@ -17,6 +17,13 @@ size_t end_of_calls(const Items& items, size_t from) {
     return end;
 }
 
+/// An answer that was cut by its bound on tokens is part of the conversation: the user has seen it and may ask to go
+/// on.
+bool is_shown(const Item& message) {
+    return message.status == ItemStatus::completed ||
+           (message.status == ItemStatus::incomplete && message.role == Role::assistant);
+}
+
 class Walk {
   public:
     Walk(const PromptItems& prompt, PromptVisitor& visitor) : prompt_(prompt), visitor_(visitor) {}
@@ -46,14 +53,15 @@ class Walk {
             ++i;
             if (item.kind == ItemKind::compaction) {
                 visitor_.summary(item);
-            } else if (item.kind == ItemKind::message && item.status == ItemStatus::completed) {
-                // Text and calls of one step are one message of the assistant.
+            } else if (item.kind == ItemKind::message && is_shown(item)) {
+                // Text and calls of one step are one message of the assistant. Tokens stand in a step's first item, so
+                // a call that has them follows a message that came from outside.
                 const bool calls = item.role == Role::assistant && i < items.size() && is_call(*items[i]) &&
-                                   items[i]->step == item.step;
+                                   items[i]->step == item.step && !items[i]->tokens;
                 if (calls)
                     i = visit_calls(&item, items, i);
                 else
-                    visitor_.message(item);
+                    visitor_.message(item, item.tokens.get());
             }
         }
     }
@@ -64,10 +72,11 @@ class Walk {
         std::vector<AnsweredCall> answered;
         for (size_t i = from; i < end; ++i)
             if (const Item* output = answer_of(*items[i])) answered.push_back({items[i].get(), output});
+        const bool whole = answered.size() == end - from;
         if (!answered.empty())
-            visitor_.calls(text, answered);
+            visitor_.calls(text, answered, whole ? (text ? *text : *items[from]).tokens.get() : nullptr);
         else if (text)
-            visitor_.message(*text);
+            visitor_.message(*text, nullptr);
         return end;
     }
 

@@ -1,8 +1,8 @@
 #pragma once
 // What of a prompt's items a model is told, in which order: the one choice that requests to upstreams and chat
-// templates share. Calls without an answer, what is incomplete, and approvals are left out; an answer stands right
-// after the step that asked for it, though outputs of a client's functions come as items of a later turn. A longer
-// conversation only appends. Pure.
+// templates share. Calls without an answer and approvals are left out; an answer stands right after the step that asked
+// for it, though outputs of a client's functions come as items of a later turn. A longer conversation only appends.
+// Pure.
 
 #include <string>
 #include <vector>
@@ -20,9 +20,12 @@ class PromptVisitor {
   public:
     virtual ~PromptVisitor() = default;
     virtual void summary(const Item& item) = 0;
-    virtual void message(const Item& item) = 0;
+    /// `tokens`: what a token device sampled for the step that is this message, and nothing else; mostly null. Only
+    /// what a model said here has them, never a text that came from outside.
+    virtual void message(const Item& item, const StepTokens* tokens) = 0;
     /// The calls of one step that have an answer, at least one; `text` is what the assistant said with them, or null.
-    virtual void calls(const Item* text, const std::vector<AnsweredCall>& answered) = 0;
+    /// `tokens` as above: null as well where a call of the step is left out.
+    virtual void calls(const Item* text, const std::vector<AnsweredCall>& answered, const StepTokens* tokens) = 0;
 };
 
 void walk_prompt(const PromptItems& prompt, PromptVisitor& visitor);

@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "runtime/base/id.h"
 #include "runtime/base/result.h"
 #include "runtime/inference/sampling_params.h"
 #include "runtime/inference/word_split.h"
@@ -29,6 +30,8 @@ class Tokenizer {
     /// Reads `directory`/tokenizer.json.
     static Result<std::shared_ptr<const Tokenizer>> load(const std::string& directory);
 
+    /// Of the bytes of tokenizer.json: token ids mean the same under the same digest.
+    const KeyHash& digest() const { return digest_; }
     /// Largest id + 1.
     size_t size() const { return tokens_.size(); }
     /// A model whose table of embeddings has `vocabulary` rows: fails where a token has no row.
@@ -86,6 +89,7 @@ class Tokenizer {
     void encode_word(std::string_view word, std::vector<TokenId>& out) const;
     void symbols_of(std::string_view word, std::vector<TokenId>& out) const;
 
+    KeyHash digest_{};
     Alphabet alphabet_ = Alphabet::bytes;
     Prefix prefix_ = Prefix::none;
     bool prefix_first_only_ = false;  // only where the text begins

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <set>
 
+#include "runtime/base/digest.h"
 #include "runtime/base/limits.h"
 #include "runtime/base/utf8.h"
 #include "runtime/inference/tokenizer.h"
@@ -89,6 +90,7 @@ class TokenizerReader {
         const bool done = read_normalizer(object) && read_splitting(object) && read_decoder(object) &&
                           check_alphabet() && read_model(object) && read_added(object) && check_bytes();
         if (!done) return std::move(*error_);
+        made_->digest_ = key_hash("tokenizer.json", text);
         return std::shared_ptr<const Tokenizer>(std::move(made_));
     }
 

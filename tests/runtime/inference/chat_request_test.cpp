@@ -174,11 +174,11 @@ TEST_CASE("chat request: a client's output stands after its call, whichever turn
               call_json("f", "ask", "{}") + "]}," + tool_json("f", "2"));
 }
 
-TEST_CASE("chat request: incomplete items and approvals are left out, a summary is told as such") {
+TEST_CASE("chat request: approvals are left out, a cut answer is shown, a summary is told as such") {
     CHECK(messages_of(request_of({said(Role::user, "hi"), said(Role::assistant, "half", ItemStatus::incomplete),
                                   said(Role::assistant, "half", ItemStatus::in_progress),
                                   base(ItemKind::approval_request), base(ItemKind::approval_response)})) ==
-          R"({"role":"user","content":"hi"})");
+          R"({"role":"user","content":"hi"},{"role":"assistant","content":"half"})");
     auto summary = base(ItemKind::compaction);
     summary.text = "They met.";
     CHECK(

@@ -212,6 +212,190 @@ TEST_CASE("chat template: a rendering begins with every earlier one of its conve
     }
 }
 
+namespace {
+
+/// A conversation with a model that says arbitrary tokens, whose steps become items as a session makes them.
+class Babbler {
+  public:
+    Babbler(std::shared_ptr<const ChatTemplate> how, uint32_t seed) : how_(std::move(how)), random_(seed) {
+        request.tools = one_tool();
+        if (pick(2)) request.instructions = "be";
+    }
+
+    size_t pick(size_t n) { return random_() % n; }
+
+    void user(std::string text) {
+        add(item(ItemKind::message, std::move(text)));
+    }
+
+    /// What it samples: bytes of texts that the tokenizer knows as one token, calls, marks, and noise; a stop token or
+    /// none.
+    std::vector<TokenId> babble() {
+        const bool tiny = how_->kind() == TemplateKind::mainstay_tiny;
+        const std::string middle = how_->kind() == TemplateKind::llama3 ? "parameters" : "arguments";
+        const std::string call =
+            "{\"name\": \"calc\", \"" + middle + "\": {\"hello\":" + std::to_string(pick(9)) + "}}";
+        std::vector<TokenId> out;
+        const auto bytes = [&](std::string_view text) {
+            for (const char c : text) out.push_back(static_cast<unsigned char>(c));
+        };
+        for (size_t part = pick(4); part > 0; --part) {
+            switch (pick(5)) {
+                case 0: bytes("hello"); break;
+                case 1: how_->tokenizer()->encode("hello world\n", out); break;
+                case 2: out.push_back(static_cast<TokenId>(pick(how_->tokenizer()->size()))); break;
+                case 3: bytes("\xc3"); break;
+                default: bytes("  x "); break;
+            }
+        }
+        for (size_t calls = pick(3); calls > 0; --calls) {
+            if (tiny) out.push_back(*how_->tokenizer()->find_added("<|call|>"));
+            bytes(how_->kind() == TemplateKind::chatml ? "<tool_call>" + call + "</tool_call>" : call);
+            if (how_->kind() == TemplateKind::llama3) break;
+        }
+        const size_t end = pick(how_->stops().size() + 1);
+        if (end < how_->stops().size()) out.push_back(how_->stops()[end]);
+        return out;
+    }
+
+    /// One step. Nothing where the model's answer leaves no item: it was empty, or no answer at all.
+    std::optional<std::vector<TokenId>> step() {
+        std::vector<TokenId> sampled;
+        ReplyReader reader(how_, true, "t");
+        for (const TokenId token : babble()) {
+            sampled.push_back(token);
+            reader.push(token);
+            if (reader.ended()) break;
+        }
+        std::string tail;
+        auto finished = reader.finish(tail);
+        auto* result = std::get_if<ModelResult>(&finished);
+        if (!result) return std::nullopt;
+        const bool cut = result->finish_reason == "length";
+        if (result->text.empty() && (cut || result->calls.empty())) return std::nullopt;
+        const auto tokens = how_->says(*result, sampled) ? nullptr : how_->step_tokens(sampled);
+        (tokens ? kept : said) += 1;
+        std::vector<Item> items;
+        if (!result->text.empty()) {
+            items.push_back(item(ItemKind::message, result->text, step_));
+            items.back().role = Role::assistant;
+            if (cut) items.back().status = ItemStatus::incomplete;
+        }
+        if (!cut)
+            for (const auto& call : result->calls) items.push_back(call_item(call.name, call.arguments, "42", step_));
+        items[0].tokens = tokens;
+        for (auto& made : items) add(made);
+        called = !cut && !result->calls.empty();
+        ++step_;
+        return sampled;
+    }
+
+    ModelRequest request;
+    bool called = false;        // the last step did
+    size_t kept = 0, said = 0;  // steps whose tokens were kept; that their text says
+
+  private:
+    void add(const Item& made) { request.prompt.open.push_back(std::make_shared<const Item>(made)); }
+
+    std::shared_ptr<const ChatTemplate> how_;
+    std::mt19937 random_;
+    uint16_t step_ = 1;
+};
+
+std::vector<std::shared_ptr<const ChatTemplate>> templates_with_words() {
+    const std::vector<std::string> words{"hello", " world"};
+    return {*ChatTemplate::make("mainstay-tiny", byte_tokenizer(tiny_marks, words)),
+            *ChatTemplate::make("chatml", byte_tokenizer(chatml_marks, words)),
+            *ChatTemplate::make("llama-3", byte_tokenizer(llama_marks, words))};
+}
+
+}  // namespace
+
+TEST_CASE("chat template: whatever tokens a model samples, the next prompt begins with the prompt and them") {
+    for (const auto& how : templates_with_words()) {
+        CAPTURE(how->name());
+        size_t kept = 0, said = 0;
+        for (uint32_t seed = 0; seed < 60; ++seed) {
+            CAPTURE(seed);
+            Babbler babbler(how, seed);
+            for (int turn = 0; turn < 8; ++turn) {
+                if (!babbler.called) babbler.user("hello?");
+                const auto asked = *how->prompt_tokens(babbler.request);
+                CHECK(begins_with(asked.tokens, std::span(asked.tokens).first(asked.definition)));
+                const auto sampled = babbler.step();
+                if (!sampled) continue;
+                auto held = asked.tokens;
+                held.insert(held.end(), sampled->begin(), sampled->end());
+                if (!babbler.called) babbler.user("and?");
+                const auto next = *how->prompt_tokens(babbler.request);
+                CHECK(begins_with(next.tokens, held));
+                CHECK(next.definition == asked.definition);
+            }
+            kept += babbler.kept;
+            said += babbler.said;
+        }
+        CHECK(kept > 50);
+        CHECK(said > 20);
+    }
+}
+
+TEST_CASE("chat template: sampled tokens of another tokenizer or template are not shown, the text is") {
+    const auto how = templates_with_words()[0];
+    const auto prompt_with = [&](StepTokens tokens, bool answered = true, Role role = Role::assistant) {
+        Item said = item(ItemKind::message, "hello", 1);
+        said.role = role;
+        said.tokens = std::make_shared<const StepTokens>(std::move(tokens));
+        auto request =
+            request_of({item(ItemKind::message, "q"), said, call_item("a", "{}", "A", 1),
+                        call_item("b", "{}", "B", 1, answered ? ItemStatus::completed : ItemStatus::in_progress)});
+        return *how->prompt(request);
+    };
+    const auto count = [](const std::vector<TokenId>& tokens, TokenId token) {
+        return std::count(tokens.begin(), tokens.end(), token);
+    };
+    const StepTokens good = *how->step_tokens({'Z', 'Z', 'Z'});
+    StepTokens other_file = good, other_version = good, unknown_id = good, empty = good;
+    other_file.tokenizer[0] ^= 1;
+    ++other_version.template_version;
+    unknown_id.ids[1] = static_cast<TokenId>(how->tokenizer()->size());
+    empty.ids.clear();
+    CHECK(count(prompt_with(good), 'Z') == 3);
+    for (const auto& tokens : {other_file, other_version, unknown_id, empty}) {
+        CHECK(count(prompt_with(tokens), 'Z') == 0);
+        CHECK(count(prompt_with(tokens), *how->tokenizer()->find_added("hello")) == 1);
+    }
+    // A step that is shown in part is no longer what was sampled; and nobody else says tokens.
+    CHECK(count(prompt_with(good, false), 'Z') == 0);
+    CHECK(count(prompt_with(good, true, Role::user), 'Z') == 0);
+    CHECK(byte_tokenizer(tiny_marks)->digest() == byte_tokenizer(tiny_marks)->digest());
+    CHECK(byte_tokenizer(tiny_marks)->digest() != byte_tokenizer(chatml_marks)->digest());
+    CHECK(how->template_version() != chatml()->template_version());
+}
+
+TEST_CASE("chat template: how much of a prompt is the agent's definition") {
+    for (const auto& how : templates_with_words()) {
+        CAPTURE(how->name());
+        const auto prompt = [&](std::string_view instructions, Role first, bool tools) {
+            Item opening = item(ItemKind::message, "first");
+            opening.role = first;
+            auto request = request_of({opening, item(ItemKind::message, "q")});
+            request.instructions = instructions;
+            request.tools = tools ? one_tool() : nullptr;
+            return *how->prompt_tokens(request);
+        };
+        const bool tiny = how->kind() == TemplateKind::mainstay_tiny;
+        const uint32_t marks = how->kind() == TemplateKind::chatml ? 0 : 1;
+        CHECK(prompt("", Role::user, false).definition == marks);
+        CHECK((prompt("be brief", Role::user, false).definition > marks) == !tiny);
+        CHECK((prompt("", Role::user, true).definition > marks) == !tiny);
+        // What somebody said is never counted in, though the template writes it into the same message.
+        CHECK(prompt("", Role::system, true).definition == marks);
+        const auto one = prompt("be brief", Role::system, true), other = prompt("be brief", Role::user, true);
+        CHECK(one.definition == other.definition);
+        CHECK(std::equal(one.tokens.begin(), one.tokens.begin() + one.definition, other.tokens.begin()));
+    }
+}
+
 TEST_CASE("chat template: what the model says, rendered again, is what it generated") {
     const auto check = [](const std::shared_ptr<const ChatTemplate>& how, const std::string& reply,
                           const std::string& stop) {
