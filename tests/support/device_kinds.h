@@ -1,7 +1,7 @@
 #pragma once
 // The kinds of token devices, each over the same small model with the same shapes, for tests that hold against all of
 // them: the simulated NeuronCore, free and strict, and the Neuron runtime over its stub (nrt_stub.cpp), in this process
-// and in a worker. All compute in F32 with the same kernels, so they agree to the bit.
+// and in a worker. All but the last compute in F32 with the same kernels, so they agree to the bit.
 
 #include <doctest/doctest.h>
 #include <unistd.h>
@@ -107,12 +107,13 @@ inline NrtOptions stub_options(const std::filesystem::path& directory) {
 
 struct DeviceKind {
     const char* name;
+    size_t reference;  // index of the kind whose bits it has
     std::function<std::unique_ptr<Device>()> open;
 };
 
 inline const std::vector<DeviceKind>& device_kinds() {
-    const auto sim = [](bool strict) {
-        return [strict] {
+    const auto sim = [](bool strict, Precision precision) {
+        return [strict, precision] {
             NeuronCoreSimOptions options;
             options.block_count = contract_blocks;
             options.rows_max = contract_rows;
@@ -121,15 +122,16 @@ inline const std::vector<DeviceKind>& device_kinds() {
             options.strict = strict;
             options.threads = 1;
             if (strict) options.context_buckets = {32, 64, 128};
-            return required(open_neuron_core_sim(contract_model().string(), Precision::f32, options));
+            return required(open_neuron_core_sim(contract_model().string(), precision, options));
         };
     };
     static const std::vector<DeviceKind> kinds{
-        {"neuron_core_sim", sim(false)},
-        {"neuron_core_sim, strict", sim(true)},
-        {"nrt, in this process",
+        {"neuron_core_sim", 0, sim(false, Precision::f32)},
+        {"neuron_core_sim, strict", 0, sim(true, Precision::f32)},
+        {"nrt, in this process", 0,
          [] { return required(make_nrt_device(stub_runtime(), contract_graph_folder().string())); }},
-        {"nrt, a worker", [] { return required(open_nrt_device(stub_options(contract_graph_folder()))); }},
+        {"nrt, a worker", 0, [] { return required(open_nrt_device(stub_options(contract_graph_folder()))); }},
+        {"neuron_core_sim, bf16", 4, sim(false, Precision::bf16)},
     };
     return kinds;
 }

@@ -12,8 +12,7 @@
 
 #include "runtime/inference/kernels.h"
 #include "runtime/inference/safetensors.h"
-#include "runtime/inference/sampler.h"
-#include "tests/support/random_llama.h"
+#include "tests/support/device_kinds.h"
 
 using namespace mainstay;
 
@@ -33,7 +32,7 @@ std::shared_ptr<const LlamaModel> model_of(const LlamaConfig& shape, Precision p
 std::shared_ptr<const LlamaModel> small_model(Precision precision = Precision::bf16) {
     static std::map<Precision, std::shared_ptr<const LlamaModel>> models;
     auto& model = models[precision];
-    if (!model) model = model_of(llama_shape(80, 112, 2, 4, 2, 150, true, 400), precision);
+    if (!model) model = model_of(contract_config(), precision);
     return model;
 }
 
@@ -41,50 +40,6 @@ std::unique_ptr<Device> device_of(std::shared_ptr<const LlamaModel> model, Neuro
     auto device = make_neuron_core_sim(std::move(model), options);
     REQUIRE_MESSAGE(device.ok(), (device.ok() ? "" : device.error().message));
     return std::move(*device);
-}
-
-std::vector<TokenId> random_tokens(size_t n, std::mt19937& random) {
-    std::vector<TokenId> out(n);
-    for (TokenId& token : out) token = random() % 150;
-    return out;
-}
-
-StepRow row_of(std::vector<TokenId> tokens, uint32_t position, std::vector<BlockId> table) {
-    StepRow row;
-    row.tokens = std::move(tokens);
-    row.position = position;
-    row.block_table = std::move(table);
-    row.want_logits = true;
-    return row;
-}
-
-Step step_of(std::vector<StepRow> rows) {
-    Step step;
-    step.rows = std::move(rows);
-    return step;
-}
-
-std::vector<BlockId> blocks_from(BlockId first, size_t count) {
-    std::vector<BlockId> out(count);
-    for (size_t i = 0; i < count; ++i) out[i] = first + BlockId(i);
-    return out;
-}
-
-using Logits = std::vector<float>;
-
-/// The logits after each of `tokens`, fed one by one, alone.
-std::vector<Logits> alone(Device& device, const std::vector<TokenId>& tokens, const std::vector<BlockId>& table) {
-    std::vector<Logits> out;
-    for (uint32_t i = 0; i < tokens.size(); ++i) {
-        auto done = device.run(step_of({row_of({tokens[i]}, i, table)}));
-        REQUIRE(done.ok());
-        out.emplace_back(done->rows[0].logits.begin(), done->rows[0].logits.end());
-    }
-    return out;
-}
-
-bool same_bits(std::span<const float> a, const Logits& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
 }
 
 }  // namespace
@@ -116,7 +71,7 @@ TEST_CASE("neuron core sim: logits agree with an independent implementation") {
                 options.block_count = 10;
                 auto device = open_neuron_core_sim(directory, precision, options);
                 REQUIRE(device.ok());
-                const std::vector<Logits> got = alone(**device, tokens, blocks_from(1, 8));
+                const std::vector<Logits> got = run_alone(**device, tokens, blocks_from(1, 8));
                 double worst = 0, squares = 0, spread = 0;
                 for (uint32_t t = 0; t < count; ++t) {
                     logits->read_row(t, row.data());
@@ -154,7 +109,7 @@ TEST_CASE(
                 const auto device = device_of(small_model(precision), options);
                 for (uint32_t s = 0; s < sequences; ++s) {
                     tokens.push_back(random_tokens(length, random));
-                    expected.push_back(alone(*device, tokens[s], blocks_from(1, table_blocks)));
+                    expected.push_back(run_alone(*device, tokens[s], blocks_from(1, table_blocks)));
                 }
             }
             for (const unsigned threads : {1u, 2u, 3u}) {
@@ -180,7 +135,7 @@ TEST_CASE(
                         which.push_back(s);
                     }
                     if (rows.empty()) continue;
-                    auto result = device->run(step_of(rows));
+                    auto result = device->run(step_on(*device, rows));
                     REQUIRE_MESSAGE(result.ok(), (result.ok() ? "" : result.error().message));
                     for (size_t r = 0; r < which.size(); ++r) {
                         INFO(std::string(kernels->name), ' ', std::string(to_string(precision)), " threads ", threads,
@@ -192,264 +147,23 @@ TEST_CASE(
         }
 }
 
-TEST_CASE("neuron core sim: an exported block continues elsewhere with the same bits, and carries nothing else") {
-    std::mt19937 random(3);
-    const std::vector<TokenId> tokens = random_tokens(50, random);
-    for (const Precision precision : {Precision::bf16, Precision::f32}) {
-        NeuronCoreSimOptions options;
-        options.block_count = 20;
-        const auto source = device_of(small_model(precision), options),
-                   target = device_of(small_model(precision), options);
-        const std::vector<Logits> expected = alone(*source, tokens, blocks_from(1, 4));
-
-        std::vector<std::string> exported;
-        for (BlockId block = 1; block <= 3; ++block)
-            exported.push_back(*source->export_block(block, block == 3 ? 8 : 16));
-        CHECK(exported[0].size() == source->caps().block_bytes);
-        alone(*target, random_tokens(60, random), blocks_from(1, 6));  // blocks that others have used
-        CHECK(*target->import_block(5, exported[0]) == 16);
-        CHECK(*target->import_block(2, exported[1]) == 16);
-        CHECK(*target->import_block(9, exported[2]) == 8);
-        auto next = target->run(step_of({row_of({tokens.begin() + 40, tokens.end()}, 40, {5, 2, 9, 11})}));
-        REQUIRE(next.ok());
-        CHECK(same_bits(next->rows[0].logits, expected.back()));
-
-        // The same tokens in a block that held something else before: the same bytes.
-        const auto used = device_of(small_model(precision), options);
-        alone(*used, random_tokens(64, random), {3, 1, 4, 2});
-        alone(*used, {tokens.begin(), tokens.begin() + 40}, {1, 2, 3});
-        CHECK(*used->export_block(3, 8) == exported[2]);
-
-        // A copy has a life of its own.
-        REQUIRE(used->copy_blocks(std::vector<BlockCopy>{{3, 7}}).ok());
-        next = used->run(step_of({row_of({tokens.begin() + 40, tokens.end()}, 40, {1, 2, 7, 8})}));
-        CHECK(same_bits(next->rows[0].logits, expected.back()));
-        CHECK(*used->export_block(3, 8) == exported[2]);
-    }
-}
-
-TEST_CASE("neuron core sim: a block that is damaged or not ours is refused and changes nothing") {
+TEST_CASE("neuron core sim: a block of other arithmetic, precision or size is refused and changes nothing") {
     std::mt19937 random(4);
     NeuronCoreSimOptions options;
     options.block_count = 8;
     const auto device = device_of(small_model(), options);
-    alone(*device, random_tokens(32, random), {1, 2});
-    const std::string good = *device->export_block(1, 16), other = *device->export_block(2, 16);
-    const auto refused = [&](const std::string& bytes) {
-        const auto result = device->import_block(2, bytes);
-        REQUIRE(!result.ok());
-        CHECK(result.error().fault == DeviceFault::bad_bytes);
-        CHECK(result.error().action == DeviceAction::fail_request);
-        CHECK(*device->export_block(2, 16) == other);
-    };
-    for (size_t at = 0; at < good.size(); at += at < 64 ? 1 : 97) {
-        std::string bytes = good;
-        bytes[at] = char(bytes[at] ^ (1 << (at % 8)));
-        refused(bytes);
-    }
-    refused(good.substr(0, good.size() - 1));
-    refused("");
-    // Of a device with other arithmetic, precision or block size.
+    run_alone(*device, random_tokens(32, random), {1, 2});
+    const std::string before = *device->export_block(2, 16);
     for (int which = 0; which < 3; ++which) {
         NeuronCoreSimOptions elsewhere = options;
         if (which == 0) elsewhere.kernels = "portable";
         if (which == 1) elsewhere.block_tokens = 32;
         const auto foreign = device_of(small_model(which == 2 ? Precision::f32 : Precision::bf16), elsewhere);
         if (which == 0 && foreign->caps().kernel_id == device->caps().kernel_id) continue;  // nothing better runs here
-        alone(*foreign, random_tokens(16, random), {1});
-        refused(*foreign->export_block(1, 16));
+        run_alone(*foreign, random_tokens(16, random), {1});
+        CHECK(device->import_block(2, *foreign->export_block(1, 16)).error().fault == DeviceFault::bad_bytes);
+        CHECK(*device->export_block(2, 16) == before);
     }
-    CHECK(device->export_block(0, 16).error().fault == DeviceFault::bad_block_table);
-    CHECK(device->export_block(8, 16).error().fault == DeviceFault::bad_block_table);
-    CHECK(device->export_block(1, 0).error().fault == DeviceFault::bad_shape);
-    CHECK(device->import_block(-1, good).error().fault == DeviceFault::bad_block_table);
-    CHECK(!device->copy_blocks(std::vector<BlockCopy>{{1, 0}}).ok());
-}
-
-TEST_CASE("neuron core sim: a step that breaks the contract is a typed error and writes nothing") {
-    NeuronCoreSimOptions options;
-    options.block_count = 12;
-    options.rows_max = 4;
-    options.tokens_max = 40;
-    const auto device = device_of(small_model(), options);
-    std::mt19937 random(5);
-    const std::vector<TokenId> tokens = random_tokens(41, random);
-    const auto good = [&] { return row_of({1, 2, 3}, 14, {3, 4}); };
-    const auto with = [&](auto change) {
-        StepRow row = good();
-        change(row);
-        return step_of({row});
-    };
-    alone(*device, random_tokens(32, random), {3, 4});
-    const std::string before = *device->export_block(3, 16) + *device->export_block(4, 16);
-    const std::tuple<const char*, Step, DeviceFault> cases[] = {
-        {"no rows", step_of({}), DeviceFault::bad_shape},
-        {"too many rows", step_of({good(), good(), good(), good(), good()}), DeviceFault::bad_shape},
-        {"no tokens", with([](StepRow& r) { r.tokens.clear(); }), DeviceFault::bad_shape},
-        {"too many tokens", step_of({row_of(tokens, 0, {1, 2, 3})}), DeviceFault::bad_shape},
-        {"beyond the context", with([](StepRow& r) { r.position = 180; }), DeviceFault::bad_shape},
-        {"far beyond it", with([](StepRow& r) { r.position = UINT32_MAX; }), DeviceFault::bad_shape},
-        {"a table too short", with([](StepRow& r) { r.block_table = {3}; }), DeviceFault::bad_block_table},
-        {"the null block", with([](StepRow& r) {
-             r.block_table = {3, 0};
-         }),
-         DeviceFault::bad_block_table},
-        {"no block", with([](StepRow& r) {
-             r.block_table = {-1, 4};
-         }),
-         DeviceFault::bad_block_table},
-        {"a block out of range", with([](StepRow& r) {
-             r.block_table = {3, 12};
-         }),
-         DeviceFault::bad_block_table},
-        {"rubbish behind the table", with([](StepRow& r) {
-             r.block_table = {3, 4, 99};
-         }),
-         DeviceFault::bad_block_table},
-        {"a block twice", with([](StepRow& r) {
-             r.block_table = {3, 3};
-         }),
-         DeviceFault::block_conflict},
-        {"two writers", step_of({good(), row_of({1}, 1, {4})}), DeviceFault::block_conflict},
-        {"a reader of a block being written", step_of({good(), row_of({1}, 17, {4, 5})}), DeviceFault::block_conflict},
-        {"a token too large", with([](StepRow& r) { r.tokens[1] = 150; }), DeviceFault::bad_token},
-        {"a mask too short", with([](StepRow& r) { r.allowed = {1}; }), DeviceFault::bad_token},
-        {"a mask of nothing", with([](StepRow& r) {
-             r.allowed = {0, 0, uint64_t(1) << 63};
-         }),
-         DeviceFault::bad_token},
-    };
-    for (const auto& [what, step, fault] : cases) {
-        INFO(what);
-        const auto result = device->run(step);
-        REQUIRE(!result.ok());
-        CHECK(result.error().fault == fault);
-        CHECK(result.error().action == DeviceAction::fail_request);
-        CHECK(*device->export_block(3, 16) + *device->export_block(4, 16) == before);
-    }
-    Step decode = step_of({good()});
-    decode.kind = StepKind::decode;
-    CHECK(device->run(decode).error().fault == DeviceFault::bad_shape);
-    // Sharing what is only read is what prefixes are for.
-    CHECK(device->run(step_of({row_of({1}, 16, {3, 4}), row_of({1}, 16, {3, 5})})).ok());
-}
-
-TEST_CASE("neuron core sim: tokens are chosen greedily or drawn, within the mask, by seed and position alone") {
-    NeuronCoreSimOptions options;
-    options.block_count = 40;
-    const auto device = device_of(small_model(), options);
-    std::vector<StepRow> rows;
-    for (uint32_t r = 0; r < 9; ++r) {
-        StepRow row = row_of({r, r + 1, r + 2}, 0, {BlockId(1 + r)});
-        row.sequence = 100 + r;
-        row.epoch = r;
-        row.seed = r % 3;
-        if (r >= 3) row.sampling = {1.5f, 0, 1.0f};
-        if (r >= 6) row.allowed = {0, uint64_t(0xff00) << (r % 4), 0};
-        if (r == 4) row.want_token = false;
-        rows.push_back(row);
-    }
-    const auto all = device->run(step_of(rows));
-    REQUIRE(all.ok());
-    for (size_t r = 0; r < rows.size(); ++r) {
-        const RowResult& got = const_cast<StepResult&>(*const_cast<DeviceResult<StepResult>&>(all)).rows[r];
-        CHECK(got.sequence == 100 + r);
-        CHECK(got.epoch == r);
-        if (r == 4) {
-            CHECK(!got.token);
-            continue;
-        }
-        REQUIRE(got.token);
-        CHECK(*got.token == sample(got.logits, rows[r].sampling, rows[r].seed, 3));
-        if (!rows[r].allowed.empty()) CHECK((rows[r].allowed[*got.token / 64] >> (*got.token % 64) & 1));
-        const TokenId token = *got.token;
-        auto once_more = make_neuron_core_sim(small_model(), options);
-        auto single = (*once_more)->run(step_of({rows[r]}));
-        CHECK(*single->rows[0].token == token);
-    }
-}
-
-TEST_CASE("neuron core sim: strict mode changes no result, and refuses what a compiled graph cannot take") {
-    NeuronCoreSimOptions options;
-    options.block_count = 30;
-    options.strict = true;
-    options.rows_max = 8;
-    options.tokens_max = 64;
-    options.context_max = 128;
-    options.context_buckets = {32, 64, 128};
-    const auto device = device_of(small_model(), options);
-    CHECK(device->caps().prefill_buckets == std::vector<uint32_t>{16, 32, 64});
-    CHECK(device->caps().decode_buckets == std::vector<uint32_t>{1, 2, 4, 8});
-    CHECK(!device->caps().mixed_steps);
-
-    std::mt19937 random(8);
-    const std::vector<TokenId> tokens = random_tokens(42, random);
-    options.strict = false;
-    const std::vector<Logits> expected = alone(*device_of(small_model(), options), tokens, blocks_from(1, 4));
-
-    Step prefill = step_of({row_of({tokens.begin(), tokens.begin() + 20}, 0, {7, 8})});
-    prefill.kind = StepKind::prefill;
-    prefill.token_bucket = 32;
-    prefill.context_bucket = 32;
-    auto done = device->run(prefill);
-    REQUIRE(done.ok());
-    CHECK(same_bits(done->rows[0].logits, expected[19]));
-    CHECK(done->cost.tokens == 20);
-    CHECK(done->cost.padded_tokens == 12);
-    CHECK(done->cost.padded_context == 12);
-    Step decode = step_of(
-        {row_of({tokens[20]}, 20, {7, 8, -1, -1}), row_of({3}, 0, {9, -1, -1, -1}), row_of({3}, 0, {10, -1, -1, -1})});
-    decode.kind = StepKind::decode;
-    decode.row_bucket = 4;
-    decode.context_bucket = 64;
-    done = device->run(decode);
-    REQUIRE(done.ok());
-    CHECK(same_bits(done->rows[0].logits, expected[20]));
-    CHECK(done->cost.padded_tokens == 1);
-
-    const auto refused = [&](const Step& base, auto change, DeviceFault fault) {
-        Step step = base;
-        change(step);
-        const auto result = device->run(step);
-        REQUIRE(!result.ok());
-        CHECK_MESSAGE(result.error().fault == fault, result.error().message);
-    };
-    refused(
-        prefill, [](Step& s) { s.kind = StepKind::mixed; }, DeviceFault::bad_shape);
-    refused(
-        prefill, [](Step& s) { s.token_bucket = 20; }, DeviceFault::bad_shape);
-    refused(
-        prefill, [](Step& s) { s.token_bucket = 16; }, DeviceFault::bad_shape);
-    refused(
-        prefill, [](Step& s) { s.context_bucket = 48; }, DeviceFault::bad_shape);
-    refused(
-        prefill, [](Step& s) { s.context_bucket = 64; }, DeviceFault::bad_block_table);
-    refused(
-        prefill,
-        [](Step& s) {
-            s.rows.push_back(row_of({1}, 0, {9, -1}));
-        },
-        DeviceFault::bad_shape);
-    refused(
-        prefill,
-        [](Step& s) {
-            s.rows[0] = row_of({1}, 32, {7, 8, 9});
-        },
-        DeviceFault::bad_shape);
-    refused(
-        decode, [](Step& s) { s.row_bucket = 3; }, DeviceFault::bad_shape);
-    refused(
-        decode, [](Step& s) { s.row_bucket = 2; }, DeviceFault::bad_shape);
-    refused(
-        decode,
-        [](Step& s) {
-            s.rows[1].block_table = {9, 10, -1, -1};
-        },
-        DeviceFault::bad_block_table);
-    refused(
-        decode, [](Step& s) { s.rows[1].block_table = {9}; }, DeviceFault::bad_block_table);
-    refused(
-        decode, [](Step& s) { s.rows[0].tokens.push_back(1); }, DeviceFault::bad_shape);
 }
 
 TEST_CASE("neuron core sim: options that cannot be are refused by name, and memory is asked for before it is taken") {
@@ -503,7 +217,7 @@ TEST_CASE("device clock: a step takes as long as the slower of arithmetic and me
     options.block_count = 8;
     options.hardware = "";
     const auto none = device_of(small_model(), options);
-    auto done = none->run(step_of({row_of({1}, 0, {1})}));
+    auto done = none->run(step_on(*none, {row_of({1}, 0, {1})}));
     CHECK(done->cost.device_s == 0);
     CHECK(done->cost.flops > 0);
     CHECK(none->caps().simulated);

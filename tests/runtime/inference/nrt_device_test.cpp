@@ -289,6 +289,16 @@ TEST_CASE("nrt: logits in half precision, of every token, and a runtime without 
     CHECK(same_bits(run_rows(*bare, {rest})[0].logits, expected[19]));
 }
 
+TEST_CASE("nrt: blocks are empty before they are written to, whatever the device's memory had in it") {
+    for (const char* library : {"libnrt_stub.so", "libnrt_stub_bare.so"}) {
+        const auto device = required(make_nrt_device(stub_runtime(library), contract_graph_folder().string()));
+        for (const BlockId block : {1, 17, int(contract_blocks) - 1}) {
+            const std::string bytes = *device->export_block(block, 16);
+            CHECK(bytes.find_first_not_of('\0', 64) == std::string::npos);
+        }
+    }
+}
+
 TEST_CASE("nrt: blocks belong to these graphs and this manifest") {
     TestFolder folder;
     StubFolder graphs = contract_graphs();
