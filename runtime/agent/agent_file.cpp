@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/agent/canonical.h"
+#include "runtime/agent/device_keys.h"
 #include "runtime/agent/tree_reader.h"
 #include "runtime/agent/units.h"
 #include "runtime/base/digest.h"
@@ -330,12 +331,10 @@ ModelSpec read_model(const Node& tree, Problem& problem) {
     TableReader root(tree, {}, problem);
     model.name = read_name(root, "._-/:");
     root.not_yet("fallback");
-    root.not_yet("path");
-    root.not_yet("threads");
-    root.not_yet("precision");
-    const size_t device = root.choice("device", {"openai", "scripted", "neuron_core_sim", "nrt"}, 0);
-    if (device > 1) root.refuse(ErrorCode::not_yet, "device", "this device is not built yet; openai and scripted are");
-    model.device = device == 1 ? "scripted" : "openai";
+    const std::vector<std::string_view> devices = {"openai", "scripted", "neuron_core_sim", "nrt"};
+    model.device = devices[root.choice("device", devices, 0)];
+    refuse_foreign_keys(root, model.device);
+    if (is_own_device(model.device)) model.own = read_device_keys(root, problem, model.device);
     read_upstreams(root, model);
     model.upstream_model = root.text("upstream_model", agent_name_bytes_max);
     if (model.upstream_model.empty()) model.upstream_model = model.name;
@@ -492,6 +491,7 @@ std::string canonical_json(const ModelSpec& model) {
         key.put_text("env", model.api_key_env);
         out.put_object("api_key", key);
     }
+    if (is_own_device(model.device)) put_device_keys(out, model.own, model.device);
     if (model.context_window != defaults.context_window) out.put_number("context_window", model.context_window);
     if (model.price_input) price.put_real("input", *model.price_input);
     if (model.price_cached) price.put_real("cached", *model.price_cached);

@@ -43,6 +43,10 @@ void CanonicalObject::put_real(std::string_view key, double value) {
     fields_.insert_or_assign(std::string(key), std::string(text, end));
 }
 
+void CanonicalObject::put_flag(std::string_view key, bool value) {
+    fields_.insert_or_assign(std::string(key), value ? "true" : "false");
+}
+
 void CanonicalObject::put_texts(std::string_view key, const std::vector<std::string>& values) {
     std::string out = "[";
     for (const auto& value : values) out += (out.size() == 1 ? "" : ",") + quote_json(value);

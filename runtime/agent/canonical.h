@@ -15,6 +15,7 @@ class CanonicalObject {
     void put_text(std::string_view key, std::string_view value);
     void put_number(std::string_view key, uint64_t value);
     void put_real(std::string_view key, double value);
+    void put_flag(std::string_view key, bool value);
     void put_texts(std::string_view key, const std::vector<std::string>& values);
     void put_text_map(std::string_view key, const std::map<std::string, std::string>& values);
     void put_object(std::string_view key, const CanonicalObject& value);

@@ -107,6 +107,26 @@ uint64_t TableReader::duration_ms(std::string_view key, uint64_t otherwise, uint
     return otherwise;
 }
 
+uint64_t TableReader::size_bytes(std::string_view key, uint64_t otherwise, uint64_t min, uint64_t max) {
+    const Node* value = node_.find(key);
+    if (value && value->kind == Node::Kind::integer) return number(key, otherwise, min, max);
+    value = want(key, Node::Kind::text);
+    if (!value) return otherwise;
+    const auto parsed = parse_size_bytes(value->text);
+    if (parsed && *parsed >= min && *parsed <= max) return *parsed;
+    if (parsed)
+        refuse(ErrorCode::invalid_request, key,
+               "must be between " + format_size_bytes(min) + " and " + format_size_bytes(max));
+    else
+        refuse(ErrorCode::invalid_request, key, "must be a size such as \"64MB\" (units B, KB, MB, GB, TB)");
+    return otherwise;
+}
+
+bool TableReader::flag(std::string_view key, bool otherwise) {
+    const Node* value = want(key, Node::Kind::boolean);
+    return value ? value->boolean : otherwise;
+}
+
 size_t TableReader::choice(std::string_view key, const std::vector<std::string_view>& words, size_t otherwise) {
     const Node* value = want(key, Node::Kind::text);
     if (!value) return otherwise;

@@ -42,6 +42,9 @@ class TableReader {
     std::optional<double> real(std::string_view key, double min, double max);
     /// "10s" or a whole number of milliseconds.
     uint64_t duration_ms(std::string_view key, uint64_t otherwise, uint64_t min, uint64_t max);
+    /// "64MB" or a whole number of bytes.
+    uint64_t size_bytes(std::string_view key, uint64_t otherwise, uint64_t min, uint64_t max);
+    bool flag(std::string_view key, bool otherwise);
     /// Index into `words`; `otherwise` if the key is absent.
     size_t choice(std::string_view key, const std::vector<std::string_view>& words, size_t otherwise);
     std::vector<std::string> texts(std::string_view key, size_t count_max, size_t bytes_max);

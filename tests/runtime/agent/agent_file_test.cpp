@@ -5,6 +5,7 @@
 #include "runtime/base/limits.h"
 
 using namespace mainstay;
+using namespace mainstay::limits;
 
 namespace {
 
@@ -159,9 +160,8 @@ TEST_CASE("agent file: a reserved word that is not built is refused by name") {
         CHECK(error.param == path);
         CHECK(error.message.starts_with("a.toml:"));
     }
-    for (const auto* text : {"name=\"m\"\nfallback=[\"x\"]\n", "name=\"m\"\ndevice=\"neuron_core_sim\"\n",
-                             "name=\"m\"\nthreads=2\n", "name=\"m\"\npath=\"x\"\n", "name=\"m\"\nprecision=\"bf16\"\n",
-                             "name=\"m\"\nbase_url=\"http://x\"\napi_key={file=\"x\"}\n"})
+    for (const auto* text :
+         {"name=\"m\"\nfallback=[\"x\"]\n", "name=\"m\"\nbase_url=\"http://x\"\napi_key={file=\"x\"}\n"})
         CHECK(model_error_of(text).code == ErrorCode::not_yet);
 }
 
@@ -361,6 +361,207 @@ TEST_CASE("model file: wrong values are refused") {
         const auto error = model_error_of(text);
         CHECK(error.param.starts_with(path));
         CHECK(error.message.find("sk-123") == std::string::npos);
+    }
+}
+
+TEST_CASE("model file: a device of our own, every key") {
+    const std::string_view toml = R"(name = "tiny"
+device = "neuron_core_sim"
+path = "tiny/files"
+precision = "f32"
+devices = 3
+threads = 2
+hardware = "trn1"
+busy_watts = 412.5
+strict = true
+context_window = 768
+chat_template = "chatml"
+price = { output = 1 }
+[kv]
+block_tokens = 32
+device = "96MB"
+host = 1536
+disk = "3GB"
+[batch]
+sequences = 8
+tokens = 64
+running = 1
+)";
+    const auto parsed = parse_model(toml, Syntax::toml, "m.toml");
+    REQUIRE_MESSAGE(parsed.ok(), parsed.error().message);
+    const ModelSpec& model = **parsed;
+    CHECK(model.device == "neuron_core_sim");
+    CHECK(model.context_window == 768);
+    DeviceSpec own;
+    own.path = "tiny/files";
+    own.precision = "f32";
+    own.devices = 3;
+    own.threads = 2;
+    own.hardware = "trn1";
+    own.busy_watts = 412.5;
+    own.strict = true;
+    own.chat_template = "chatml";
+    own.block_tokens = 32;
+    own.kv_device_bytes = 96 << 20;
+    own.kv_host_bytes = 1536;
+    own.kv_disk_bytes = 3ull << 30;
+    own.rows_max = 8;
+    own.tokens_max = 64;
+    own.running_max = 1;
+    CHECK(model.own == own);
+    CHECK(model.canonical_json ==
+          R"({"batch":{"running":1,"sequences":8,"tokens":64},"busy_watts":412.5,"chat_template":"chatml",)"
+          R"("context_window":768,"device":"neuron_core_sim","devices":3,"hardware":"trn1",)"
+          R"("kv":{"block_tokens":32,"device":"96MB","disk":"3GB","host":"1536B"},"name":"tiny","path":"tiny/files",)"
+          R"("precision":"f32","price":{"output":1},"strict":true,"threads":2})");
+    const auto again = parse_model(model.canonical_json, Syntax::json);
+    REQUIRE_MESSAGE(again.ok(), again.error().message);
+    CHECK((*again)->own == own);
+    CHECK((*again)->version == model.version);
+    CHECK(difference(&model, **again).empty());
+}
+
+TEST_CASE("model file: a device of our own, defaults are left out and mean the same when they are written") {
+    const std::string head_of_model = "name=\"m\"\ndevice=\"neuron_core_sim\"\npath=\"m\"\n";
+    const auto small = parse_model(head_of_model, Syntax::toml);
+    REQUIRE_MESSAGE(small.ok(), small.error().message);
+    CHECK((*small)->canonical_json == R"({"device":"neuron_core_sim","name":"m","path":"m"})");
+    const auto written = parse_model(
+        head_of_model +
+            "precision=\"bf16\"\ndevices=1\nthreads=0\nhardware=\"trn2\"\nstrict=false\nchat_template=\"\"\n"
+            "context_window=32768\n[kv]\nblock_tokens=16\ndevice=\"64MB\"\nhost=\"256MB\"\ndisk=\"1GB\"\n"
+            "[batch]\nsequences=32\ntokens=256\nrunning=0\n",
+        Syntax::toml);
+    REQUIRE_MESSAGE(written.ok(), written.error().message);
+    CHECK((*written)->own == (*small)->own);
+    CHECK((*written)->version == (*small)->version);
+    const DeviceSpec& own = (*small)->own;
+    CHECK(own.kv_device_bytes == kv_device_bytes_default);
+    CHECK(own.kv_host_bytes == kv_host_bytes_default);
+    CHECK(own.kv_disk_bytes == kv_disk_bytes_default);
+
+    // No tier: said, and kept through the journal.
+    const auto bare = parse_model(head_of_model + "[kv]\nhost=0\ndisk=\"0B\"\n", Syntax::toml);
+    REQUIRE_MESSAGE(bare.ok(), bare.error().message);
+    const auto again = parse_model((*bare)->canonical_json, Syntax::json).value();
+    CHECK(again->own.kv_host_bytes == 0);
+    CHECK(again->own.kv_disk_bytes == 0);
+    CHECK(difference(small->get(), *again) == "+ kv.disk = \"0B\"\n+ kv.host = \"0B\"\n");
+}
+
+TEST_CASE("model file: nrt has its own keys, and leaves to the compiled graphs what they decide") {
+    const auto parsed = parse_model(
+        "name=\"m\"\ndevice=\"nrt\"\npath=\"/opt/models/m\"\ndevices=2\nlibrary=\"/opt/neuron/libnrt.so.1\"\n"
+        "visible_cores=\"0-1,4\"\nchat_template=\"llama-3\"\n[kv]\nhost=\"1GB\"\ndisk=0\n[batch]\nrunning=4\n",
+        Syntax::toml, "m.toml");
+    REQUIRE_MESSAGE(parsed.ok(), parsed.error().message);
+    DeviceSpec own;
+    own.path = "/opt/models/m";
+    own.devices = 2;
+    own.library = "/opt/neuron/libnrt.so.1";
+    own.visible_cores = "0-1,4";
+    own.chat_template = "llama-3";
+    own.kv_host_bytes = 1ull << 30;
+    own.running_max = 4;
+    CHECK((*parsed)->own == own);
+    const auto again = parse_model((*parsed)->canonical_json, Syntax::json);
+    REQUIRE_MESSAGE(again.ok(), again.error().message);
+    CHECK((*again)->own == own);
+    const auto small = parse_model("name=\"m\"\ndevice=\"nrt\"\npath=\"m\"\n", Syntax::toml);
+    REQUIRE_MESSAGE(small.ok(), small.error().message);
+    CHECK((*small)->canonical_json == R"({"device":"nrt","name":"m","path":"m"})");
+}
+
+TEST_CASE("model file: wrong keys and values of a device of our own are refused at their place") {
+    const std::string sim = "name=\"m\"\ndevice=\"neuron_core_sim\"\npath=\"m\"\n";
+    const std::string nrt = "name=\"m\"\ndevice=\"nrt\"\npath=\"m\"\n";
+    const std::string upstream = "name=\"m\"\nbase_url=\"http://x\"\n\n";
+    const std::string scripted = "name=\"m\"\ndevice=\"scripted\"\n\n";
+    struct Row {
+        std::string text, path, words;
+        int line = 4;
+    };
+    const std::string not_sim = "is no key of device \"neuron_core_sim\"";
+    const std::string not_nrt = "is no key of device \"nrt\"; it belongs to neuron_core_sim";
+    const std::string not_openai = "is no key of device \"openai\"; it belongs to ";
+    const std::string not_scripted = "is no key of device \"scripted\"; it belongs to ";
+    const Row rows[] = {
+        {"name=\"m\"\ndevice=\"neuron_core_sim\"\n", "", "\"path\" is missing", 0},
+        {"name=\"m\"\ndevice=\"neuron_core_sim\"\npath=\"\"\n", "path", "must not be empty", 3},
+        {"name=\"m\"\ndevice=\"neuron_core_sim\"\npath=3\n", "path", "must be text", 3},
+        {"name=\"m\"\ndevice=\"neuron_core_sim\"\npath=\"" + std::string(8193, 'x') + "\"\n", "path", "8192 bytes", 3},
+        {sim + "precision=\"f16\"", "precision", "\"bf16\", \"f32\""},
+        {sim + "devices=0", "devices", "between 1 and 64"},
+        {sim + "devices=65", "devices", "between 1 and 64"},
+        {sim + "threads=257", "threads", "between 0 and 256"},
+        {sim + "hardware=\"h100\"", "hardware", "\"inf2\", \"trn1\", \"trn2\", \"trn3\", \"none\""},
+        {sim + "busy_watts=0", "busy_watts", "out of range"},
+        {sim + "busy_watts=100001", "busy_watts", "out of range"},
+        {sim + "busy_watts=5\nhardware=\"none\"", "busy_watts", "hardware is \"none\""},
+        {sim + "strict=1", "strict", "must be"},
+        {sim + "context_window=0", "context_window", "between 1 and"},
+        {sim + "kv=1", "kv", "must be a table"},
+        {sim + "kv={block_tokens=8}", "kv.block_tokens", "between 16 and 128"},
+        {sim + "kv={block_tokens=144}", "kv.block_tokens", "between 16 and 128"},
+        {sim + "kv={block_tokens=24}", "kv.block_tokens", "multiple of 16"},
+        {sim + "kv={device=0}", "kv.device", "between 1 and"},
+        {sim + "kv={device=\"0MB\"}", "kv.device", "between 1B and 2TB"},
+        {sim + "kv={host=\"3TB\"}", "kv.host", "between 0B and 2TB"},
+        {sim + "kv={disk=\"3TB\"}", "kv.disk", "between 0B and 2TB"},
+        {sim + "kv={disk=\"1 GB\"}", "kv.disk", "must be a size such as"},
+        {sim + "kv={disk=true}", "kv.disk", "must be text"},
+        {sim + "kv={ssd=1}", "kv.ssd", "unknown key (known here: block_tokens, device, disk, host)"},
+        {sim + "batch={sequences=0}", "batch.sequences", "between 1 and 1024"},
+        {sim + "batch={sequences=1025}", "batch.sequences", "between 1 and 1024"},
+        {sim + "batch={tokens=8193}", "batch.tokens", "between 1 and 8192"},
+        {sim + "batch={tokens=31}", "batch.tokens", "32 sequences"},
+        {sim + "batch={sequences=300}", "batch.sequences", "300 sequences"},
+        {sim + "batch={running=1025}", "batch.running", "between 0 and 1024"},
+        {sim + "batch={rows=1}", "batch.rows", "unknown key (known here: running, sequences, tokens)"},
+        {sim + "colour=1", "colour", "unknown key"},
+        {sim + "base_url=\"http://x\"", "base_url", not_sim + "; it belongs to openai and scripted"},
+        {sim + "upstream_model=\"x\"", "upstream_model", not_sim},
+        {sim + "api_key={env=\"K\"}", "api_key", not_sim},
+        {sim + "script=[{text=\"x\"}]", "script", not_sim},
+        {sim + "library=\"x\"", "library", not_sim + "; it belongs to nrt"},
+        {sim + "visible_cores=\"0\"", "visible_cores", not_sim + "; it belongs to nrt"},
+        {nrt + "precision=\"bf16\"", "precision", not_nrt},
+        {nrt + "threads=1", "threads", not_nrt},
+        {nrt + "hardware=\"trn2\"", "hardware", not_nrt},
+        {nrt + "busy_watts=500", "busy_watts", not_nrt},
+        {nrt + "strict=true", "strict", not_nrt},
+        {nrt + "kv={block_tokens=16}", "kv.block_tokens", not_nrt},
+        {nrt + "kv={device=\"1GB\"}", "kv.device", not_nrt},
+        {nrt + "batch={sequences=1}", "batch.sequences", not_nrt},
+        {nrt + "batch={tokens=1}", "batch.tokens", not_nrt},
+        {nrt + "script=[{text=\"x\"}]", "script", "it belongs to openai and scripted"},
+        {nrt + "visible_cores=\"0-\"", "visible_cores", "must be cores"},
+        {nrt + "visible_cores=\"-1\"", "visible_cores", "must be cores"},
+        {nrt + "visible_cores=\"0-1-2\"", "visible_cores", "must be cores"},
+        {nrt + "visible_cores=\"0 1\"", "visible_cores", "must be cores"},
+        {nrt + "visible_cores=\"12345\"", "visible_cores", "must be cores"},
+        {upstream + "path=\"m\"", "path", not_openai + "neuron_core_sim and nrt"},
+        {upstream + "precision=\"f32\"", "precision", not_openai + "neuron_core_sim"},
+        {upstream + "devices=1", "devices", not_openai},
+        {upstream + "threads=1", "threads", not_openai},
+        {upstream + "hardware=\"trn2\"", "hardware", not_openai},
+        {upstream + "busy_watts=1", "busy_watts", not_openai},
+        {upstream + "strict=true", "strict", not_openai},
+        {upstream + "chat_template=\"chatml\"", "chat_template", not_openai},
+        {upstream + "library=\"x\"", "library", not_openai + "nrt"},
+        {upstream + "visible_cores=\"0\"", "visible_cores", not_openai},
+        {upstream + "kv={}", "kv", not_openai},
+        {upstream + "batch={}", "batch", not_openai},
+        {scripted + "path=\"m\"", "path", not_scripted},
+        {scripted + "kv={}", "kv", not_scripted},
+    };
+    for (const auto& row : rows) {
+        CAPTURE(row.text);
+        const auto error = model_error_of(row.text + "\n");
+        CHECK(error.param == row.path);
+        CHECK_MESSAGE(error.message.find(row.words) != std::string::npos, error.message);
+        const std::string line = row.line != 0 ? ":" + std::to_string(row.line) : "";  // the whole file has none
+        CHECK_MESSAGE(error.message.starts_with("m.toml" + line + ": "), error.message);
     }
 }
 
