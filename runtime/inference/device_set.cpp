@@ -1,6 +1,7 @@
 #include "runtime/inference/device_set.h"
 
 #include "runtime/inference/openai_device.h"
+#include "runtime/inference/own_device.h"
 #include "runtime/inference/scripted_device.h"
 
 namespace mainstay {
@@ -11,9 +12,7 @@ bool is_openai(const ModelSpec& model) {
     return model.device == "openai" || (model.device.empty() && !model.base_url.empty());
 }
 
-}  // namespace
-
-Result<void> check_model(const ModelSpec& model) {
+Result<void> check_text_model(const ModelSpec& model) {
     if (model.device == "scripted") {
         if (!model.base_url.empty())
             return {ErrorCode::unsupported_value, "model " + model.name + ": a scripted device has no base_url",
@@ -33,9 +32,15 @@ Result<void> check_model(const ModelSpec& model) {
             "model " + model.name + ": device \"" + model.device + "\" is neither openai nor scripted", "device"};
 }
 
+}  // namespace
+
+Result<void> check_model(const ModelSpec& model, const std::string& models_directory) {
+    return runs_on_own_device(model) ? check_own_model(model, models_directory) : check_text_model(model);
+}
+
 Result<std::unique_ptr<TextDevice>> make_text_device(const ModelSpec& model, std::shared_ptr<HttpClient> http,
                                                      uint32_t stall_timeout_ms) {
-    if (auto checked = check_model(model); !checked) return checked.error();
+    if (auto checked = check_text_model(model); !checked) return checked.error();
     if (!is_openai(model)) return std::unique_ptr<TextDevice>(std::make_unique<ScriptedDevice>());
     if (!http) http = std::make_shared<HttpClient>();
     return std::unique_ptr<TextDevice>(std::make_unique<OpenAiDevice>(std::move(http), stall_timeout_ms));

@@ -17,13 +17,27 @@ namespace {
 
 std::string megabytes(uint64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
-Result<std::string> read_config(const std::string& directory) {
+Result<LlamaConfig> read_config(const std::string& directory) {
     std::ifstream in(directory + "/config.json", std::ios::binary);
     if (!in) return Error{ErrorCode::model_not_loadable, "config.json: cannot be read", {}};
     std::string text(limits::model_config_bytes_max + 1, '\0');
     in.read(text.data(), std::streamsize(text.size()));
     text.resize(size_t(in.gcount()));
-    return text;
+    return parse_llama_config(text);
+}
+
+/// A tensor that nothing asked for means arithmetic that is not built (a bias, say).
+Result<void> refuse_unused(const Safetensors& files, const LlamaConfig& config,
+                           const std::set<std::string, std::less<>>& used) {
+    for (const std::string_view name : files.names()) {
+        if (used.contains(name)) continue;
+        if (name.ends_with(".rotary_emb.inv_freq")) continue;                  // computed from the configuration
+        if (name == "lm_head.weight" && config.tie_word_embeddings) continue;  // a copy of the embeddings
+        return Error{ErrorCode::model_not_loadable,
+                     "tensor \"" + std::string(name) + "\" belongs to nothing that config.json describes",
+                     std::string(name)};
+    }
+    return {};
 }
 
 /// Everything of the configuration that results depend on.
@@ -74,8 +88,8 @@ class LlamaLoader {
         model_.head_ = matrix(config_.vocab_size, d);
         fill(model_.head_, config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight",
              config_.vocab_size, d, [](uint32_t c) { return c; });
-        if (!error_) refuse_unused();
         if (error_) return std::move(*error_);
+        if (auto all_used = refuse_unused(files_, config_, used_names_); !all_used) return all_used;
         model_.hash_ = to_hex(bytes_of(key_hash("llama", canonical(config_) + digests_)));
         return {};
     }
@@ -152,19 +166,6 @@ class LlamaLoader {
         }
     }
 
-    /// A tensor that nothing asked for means arithmetic that is not built (a bias, say).
-    void refuse_unused() {
-        for (const std::string_view name : files_.names()) {
-            if (used_names_.contains(name)) continue;
-            if (name.ends_with(".rotary_emb.inv_freq")) continue;                   // computed from the configuration
-            if (name == "lm_head.weight" && config_.tie_word_embeddings) continue;  // a copy of the embeddings
-            error_ = Error{ErrorCode::model_not_loadable,
-                           "tensor \"" + std::string(name) + "\" belongs to nothing that config.json describes",
-                           std::string(name)};
-            return;
-        }
-    }
-
     LlamaModel& model_;
     const Safetensors& files_;
     const LlamaConfig& config_;
@@ -189,9 +190,7 @@ uint64_t LlamaModel::bytes_needed(const LlamaConfig& c, Precision precision) {
 
 Result<std::unique_ptr<LlamaModel>> LlamaModel::load(const std::string& directory, Precision precision,
                                                      uint64_t memory_bytes_max) {
-    auto text = read_config(directory);
-    if (!text) return text.error();
-    auto config = parse_llama_config(*text);
+    auto config = read_config(directory);
     if (!config) return config.error();
     const uint64_t needed = bytes_needed(*config, precision);
     if (needed > memory_bytes_max)
@@ -210,6 +209,42 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::load(const std::string& director
     model->arena_ = std::move(*arena);
     if (auto loaded = LlamaLoader(*model, *files).load(); !loaded) return loaded.error();
     return model;
+}
+
+Result<LlamaConfig> LlamaModel::check(const std::string& directory) {
+    auto config = read_config(directory);
+    if (!config) return config.error();
+    auto files = Safetensors::open(directory);
+    if (!files) return files.error();
+
+    const uint64_t d = config->hidden_size, ff = config->intermediate_size;
+    const uint64_t heads = uint64_t(config->num_attention_heads) * config->head_dim;
+    const uint64_t kv = uint64_t(config->num_key_value_heads) * config->head_dim;
+    std::set<std::string, std::less<>> used;
+    std::optional<Error> error;
+    const auto want = [&](std::string name, uint64_t rows, uint64_t columns) {
+        if (error) return;
+        if (auto found = files->find(name, rows, columns); !found) error = found.error();
+        used.insert(std::move(name));
+    };
+    want("model.embed_tokens.weight", config->vocab_size, d);
+    for (uint32_t i = 0; i < config->num_hidden_layers && !error; ++i) {
+        const std::string prefix = "model.layers." + std::to_string(i) + ".";
+        want(prefix + "self_attn.q_proj.weight", heads, d);
+        want(prefix + "self_attn.k_proj.weight", kv, d);
+        want(prefix + "self_attn.v_proj.weight", kv, d);
+        want(prefix + "self_attn.o_proj.weight", d, heads);
+        want(prefix + "mlp.gate_proj.weight", ff, d);
+        want(prefix + "mlp.up_proj.weight", ff, d);
+        want(prefix + "mlp.down_proj.weight", d, ff);
+        want(prefix + "input_layernorm.weight", 0, d);
+        want(prefix + "post_attention_layernorm.weight", 0, d);
+    }
+    want("model.norm.weight", 0, d);
+    if (!config->tie_word_embeddings) want("lm_head.weight", config->vocab_size, d);
+    if (error) return std::move(*error);
+    if (auto all_used = refuse_unused(*files, *config, used); !all_used) return all_used.error();
+    return config;
 }
 
 void LlamaModel::embed(TokenId token, float* out) const {

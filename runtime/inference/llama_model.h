@@ -37,6 +37,9 @@ class LlamaModel {
     /// `memory_bytes_max`. Fails with model_not_loadable, naming the file, key or tensor.
     static Result<std::unique_ptr<LlamaModel>> load(const std::string& directory, Precision precision,
                                                     uint64_t memory_bytes_max);
+    /// Whether load() would find what it needs, but for memory: reads config.json and the headers of the weights, and
+    /// fails as load() does.
+    static Result<LlamaConfig> check(const std::string& directory);
 
     const LlamaConfig& config() const { return config_; }
     Precision precision() const { return precision_; }

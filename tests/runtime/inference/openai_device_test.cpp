@@ -369,7 +369,7 @@ TEST_CASE("device set: a model gets the device that it names, or a reason") {
     upstream.base_url = {"http://127.0.0.1:1/v1"};
     CHECK(make_text_device(upstream).ok());
     upstream.device = "openai";
-    CHECK(check_model(upstream).ok());
+    CHECK(check_model(upstream, {}).ok());
     ModelSpec scripted;
     scripted.name = "s";
     scripted.device = "scripted";
