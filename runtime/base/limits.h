@@ -46,7 +46,11 @@ constexpr size_t turn_bytes_max = 64 * 1024 * 1024;       // texts of one turn; 
 constexpr size_t withheld_items_max = 1024;               // partial texts of failed steps that one turn keeps
 constexpr size_t reason_bytes_max = 4 * 1024;             // of a message or reason that an event keeps
 constexpr size_t history_window_bytes = 128 * 1024;       // settled history kept in memory for prompts (config)
-constexpr size_t memory_entries_max = 256;                // builtin memory of one session
+constexpr size_t history_window_kept = 2;  // a window that is full keeps one part in so many: a prompt begins anew then
+constexpr size_t history_windows_read = 4;      // how far back the turns are read that make a window again, in windows
+constexpr size_t step_tokens_max = 256 * 1024;  // sampled ids that one step keeps; beyond, its text counts
+constexpr size_t tokenizer_hash_bytes_max = 64;
+constexpr size_t memory_entries_max = 256;  // builtin memory of one session
 constexpr size_t memory_key_bytes_max = 256;
 constexpr size_t memory_value_bytes_max = 8 * 1024;
 constexpr size_t memory_bytes_max = 64 * 1024;
@@ -59,6 +63,12 @@ constexpr size_t recent_forks_max = 64;           // children by which a session
 constexpr size_t input_parts_max = 4096;          // text parts of one request's items
 constexpr size_t batch_elements_max = 16 * 1024;  // events, items and parts of one batch
 constexpr size_t batch_unpacked_bytes_max = 16 * 1024 * 1024;  // what a batch of any packed size may unpack to
+
+// --- memory of a user -------------------------------------------------------------------------------------------
+constexpr size_t agent_memories_max = 1;           // [[memory]] entries of an agent, today
+constexpr size_t user_memory_bytes_min = 256;      // of max_size; at most memory_bytes_max
+constexpr size_t user_memory_calls_kept = 32;      // newest calls that changed it: repeated, they change nothing
+constexpr size_t user_memories_cached_max = 1024;  // of a node; others are read from the store
 
 // --- the store --------------------------------------------------------------------------------------------------
 constexpr size_t record_bytes_max = 8 * 1024 * 1024;         // one journal record, header included
@@ -203,6 +213,7 @@ constexpr size_t scheduler_decisions_kept = 256;           // of one model, for 
 
 // --- batching ---------------------------------------------------------------------------------------------------
 constexpr size_t kv_saves_per_work_max = 16;              // blocks copied off a device before one step
+constexpr size_t kv_loads_per_work_max = 32;              // ... and onto it
 constexpr size_t kv_disk_bytes_default = 1ull << 30;      // (config) of the KV cache's tier on disk
 constexpr size_t kv_disk_value_bytes_max = 256ull << 20;  // one block with its framing
 constexpr size_t kv_disk_map_bytes_max = 1ull << 42;
@@ -219,8 +230,12 @@ constexpr size_t measured_tools_max = 1024;  // names of tools whose durations a
 static_assert(input_bytes_max < http_body_bytes_max);
 static_assert(record_bytes_max < segment_bytes / 4);
 static_assert(http_body_bytes_max + options_bytes_max < record_bytes_max);
-static_assert(model_step_bytes_max + 512 * 1024 < record_bytes_max, "a settled step must fit a record");
-static_assert(model_step_bytes_max + 512 * 1024 + batch_elements_max * 128 < batch_unpacked_bytes_max,
+static_assert(memory_bytes_max * 6 + memory_entries_max * 8 + user_memory_calls_kept * 20 + 4096 < record_bytes_max,
+              "a user's memory as JSON, in which a control character takes six bytes");
+static_assert(model_step_bytes_max + 512 * 1024 + step_tokens_max * 4 < record_bytes_max,
+              "a settled step must fit a record");
+static_assert(model_step_bytes_max + 512 * 1024 + step_tokens_max * 4 + batch_elements_max * 128 <
+                  batch_unpacked_bytes_max,
               "a text of NUL packs to nearly nothing, and must unpack all the same");
 static_assert(input_parts_max + input_items_max < batch_elements_max / 2);
 static_assert(tool_line_bytes_max > 6 * tool_result_bytes_max,
