@@ -1,12 +1,15 @@
 #include "runtime/inference/own_device.h"
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
 #include "runtime/base/limits.h"
 #include "runtime/inference/neuron_core_sim.h"
+#include "runtime/inference/nrt_model.h"
+#include "runtime/inference/nrt_process.h"
 
 namespace mainstay {
 namespace {
@@ -49,25 +52,23 @@ Result<void> check_stops(const std::vector<TokenId>& stops) {
                  "eos_token_id"};
 }
 
-/// All but the weights. `config` is null where the folder holds compiled graphs.
-Result<LoadedModel> read_texts(const ModelSpec& model, const std::string& folder, const LlamaConfig* config) {
+/// All but the weights. `vocabulary` and `context` are the model's, `stops` those of its files.
+Result<LoadedModel> read_texts(const ModelSpec& model, const std::string& folder, uint32_t vocabulary, uint32_t context,
+                               const std::vector<TokenId>& stops) {
     LoadedModel loaded;
     loaded.folder = folder;
     auto tokenizer = Tokenizer::load(folder);
     if (!tokenizer) return tokenizer.error();
     loaded.tokenizer = std::move(*tokenizer);
-    if (config)
-        if (auto fits = loaded.tokenizer->check_vocabulary(config->vocab_size); !fits) return fits.error();
+    if (auto fits = loaded.tokenizer->check_vocabulary(vocabulary); !fits) return fits.error();
     auto chat_template = find_template(model, folder, loaded.tokenizer);
     if (!chat_template) return chat_template.error();
     loaded.chat_template = std::move(*chat_template);
     loaded.stops = loaded.chat_template->stops();
-    loaded.context_window = model.context_window;
-    if (!config) return loaded;
-    for (const TokenId token : config->eos_token_ids)
+    for (const TokenId token : stops)
         if (!loaded.chat_template->is_stop(token)) loaded.stops.push_back(token);
     if (auto checked = check_stops(loaded.stops); !checked) return checked.error();
-    loaded.context_window = std::min(model.context_window, config->max_position_embeddings);
+    loaded.context_window = std::min(model.context_window, context);
     return loaded;
 }
 
@@ -77,13 +78,54 @@ Result<void> check_folder(const std::string& folder) {
     return Error{ErrorCode::model_not_loadable, "there is no such folder", "path"};
 }
 
+/// "0-2,5" as 0, 1, 2, 5. Nothing where a range runs backwards.
+std::optional<std::vector<uint32_t>> read_cores(std::string_view list) {
+    std::vector<uint32_t> cores;
+    const char* at = list.data();
+    const char* const end = at + list.size();
+    while (at < end) {
+        uint32_t first = 0, last = 0;
+        at = std::from_chars(at, end, first).ptr;
+        last = first;
+        if (at < end && *at == '-') at = std::from_chars(at + 1, end, last).ptr;
+        if (last < first || last - first >= limits::devices_per_model_max * 64) return std::nullopt;
+        for (uint32_t core = first; core <= last; ++core) cores.push_back(core);
+        if (at < end && *at++ != ',') return std::nullopt;
+    }
+    return cores;
+}
+
+/// The cores of device `index`: those of the model, shared out in order. Where the file names none, the process's own
+/// for a single device, and one core each for several.
+Result<std::string> cores_of(const DeviceSpec& own, uint32_t index) {
+    if (own.visible_cores.empty()) return own.devices == 1 ? std::string() : std::to_string(index);
+    const auto cores = read_cores(own.visible_cores);
+    if (!cores || cores->size() % own.devices != 0 || cores->empty())
+        return Error{ErrorCode::unsupported_value,
+                     "visible_cores \"" + own.visible_cores + "\" cannot be shared out evenly over " +
+                         std::to_string(own.devices) + " devices",
+                     "visible_cores"};
+    const size_t each = cores->size() / own.devices;
+    std::string text;
+    for (size_t i = index * each; i < (index + 1) * each; ++i)
+        text += (text.empty() ? "" : ",") + std::to_string((*cores)[i]);
+    return text;
+}
+
+Result<LoadedModel> read_graphs(const ModelSpec& model, const std::string& folder) {
+    if (auto cores = cores_of(model.own, 0); !cores) return cores.error();
+    const auto graphs = read_nrt_model(folder);
+    if (!graphs) return graphs.error();
+    return read_texts(model, folder, graphs->vocabulary, graphs->context_buckets.back(), {});
+}
+
 /// Files that are there and fit each other; with `weights`, loaded.
 Result<LoadedModel> read_model(const ModelSpec& model, const std::string& folder, bool with_weights) {
     if (auto there = check_folder(folder); !there) return there.error();
-    if (model.device == "nrt") return read_texts(model, folder, nullptr);
+    if (model.device == "nrt") return read_graphs(model, folder);
     auto config = LlamaModel::check(folder);
     if (!config) return config.error();
-    auto loaded = read_texts(model, folder, &*config);
+    auto loaded = read_texts(model, folder, config->vocab_size, config->max_position_embeddings, config->eos_token_ids);
     if (!loaded || !with_weights) return loaded;
     const Precision precision = model.own.precision == "f32" ? Precision::f32 : Precision::bf16;
     auto weights = LlamaModel::load(folder, precision, available_memory_bytes());
@@ -122,6 +164,16 @@ Result<std::unique_ptr<Device>> open_simulator(const ModelSpec& model, const Loa
     return make_neuron_core_sim(loaded.weights, options);
 }
 
+Result<std::unique_ptr<Device>> open_neuron_core(const ModelSpec& model, const LoadedModel& loaded, uint32_t index) {
+    auto cores = cores_of(model.own, index);
+    if (!cores) return cores.error();
+    NrtOptions options;
+    options.directory = loaded.folder;
+    options.library = model.own.library;
+    options.visible_cores = std::move(*cores);
+    return open_nrt_device(options);
+}
+
 }  // namespace
 
 bool runs_on_own_device(const ModelSpec& model) { return model.device == "neuron_core_sim" || model.device == "nrt"; }
@@ -146,10 +198,9 @@ Result<LoadedModel> load_model(const ModelSpec& model, const std::string& models
 
 Result<std::unique_ptr<Device>> open_device(const ModelSpec& model, const LoadedModel& loaded, uint32_t index) {
     INVARIANT(runs_on_own_device(model) && index < model.own.devices, "a device that the model has");
-    if (model.device == "nrt")
-        return Error{ErrorCode::not_yet, "model " + model.name + ": device \"nrt\" is not built yet", "device"};
-    INVARIANT(loaded.weights != nullptr, "a model that load_model() loaded");
-    auto device = open_simulator(model, loaded);
+    const bool compiled = model.device == "nrt";
+    INVARIANT(compiled || loaded.weights != nullptr, "a model that load_model() loaded");
+    auto device = compiled ? open_neuron_core(model, loaded, index) : open_simulator(model, loaded);
     if (!device) return of_model(model, loaded.folder, device.error());
     return device;
 }

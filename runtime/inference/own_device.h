@@ -19,7 +19,7 @@
 
 namespace mainstay {
 
-/// Whether `device` names one of ours: "neuron_core_sim" or "nrt".
+/// Whether the model's device is one of ours: "neuron_core_sim" or "nrt".
 bool runs_on_own_device(const ModelSpec& model);
 
 /// The folder of the model's files: own.path, from `models_directory` on where it is relative.
@@ -35,8 +35,9 @@ struct LoadedModel {
 };
 
 /// Whether the model would load, but for memory, at the cost of reading headers: the folder, config.json against the
-/// tensors of the weights, tokenizer.json, the chat template. Errors: model_not_loadable, the message naming the folder
-/// and the file, `param` the tensor or key.
+/// tensors of the weights (for nrt: nrt_model.json), tokenizer.json, the chat template. Errors: model_not_loadable, the
+/// message naming the folder and the file, `param` the tensor or key; unsupported_value for cores that cannot be shared
+/// out over the devices.
 Result<void> check_own_model(const ModelSpec& model, const std::string& models_directory);
 
 /// Everything that the devices of a model share. Errors as of check_own_model, and where the weights do not fit memory.

@@ -15,7 +15,8 @@
 #include "runtime/inference/device_clock.h"
 #include "runtime/inference/device_set.h"
 #include "runtime/inference/neuron_core_sim.h"
-#include "support/random_llama.h"
+#include "tests/support/device_kinds.h"
+#include "tests/support/random_llama.h"
 
 using namespace mainstay;
 namespace fs = std::filesystem;
@@ -37,7 +38,7 @@ void write_file(const fs::path& path, const std::string& text) { std::ofstream(p
 ModelSpec model_of(const std::string& path, const std::string& more = {}) {
     const auto parsed =
         parse_model("name=\"m\"\ndevice=\"neuron_core_sim\"\npath=\"" + path + "\"\n" + more, Syntax::toml);
-    REQUIRE_MESSAGE(parsed.ok(), parsed.error().message);
+    REQUIRE_MESSAGE(parsed.ok(), (parsed.ok() ? "" : parsed.error().message));
     return **parsed;
 }
 
@@ -73,13 +74,12 @@ class Folder {
 
 TEST_CASE("models: every file of config/models is read and passes its check") {
     const auto models = read_models(shipped);
-    REQUIRE_MESSAGE(models.ok(), models.error().message);
-    CHECK(models->size() >= 5);
+    REQUIRE_MESSAGE(models.ok(), (models.ok() ? "" : models.error().message));
     bool own = false;
     for (const auto& model : *models) {
         CAPTURE(model->name);
         const auto checked = check_model(*model, shipped);
-        CHECK_MESSAGE(checked.ok(), checked.error().message);
+        CHECK_MESSAGE(checked.ok(), (checked.ok() ? "" : checked.error().message));
         own = own || runs_on_own_device(*model);
     }
     CHECK(own);
@@ -88,17 +88,17 @@ TEST_CASE("models: every file of config/models is read and passes its check") {
 TEST_CASE("models: the shipped small model loads, and its device is what its file says") {
     const auto text = read_file(fs::path(shipped) / "mainstay_tiny.toml");
     const auto parsed = parse_model(text, Syntax::toml);
-    REQUIRE_MESSAGE(parsed.ok(), parsed.error().message);
+    REQUIRE_MESSAGE(parsed.ok(), (parsed.ok() ? "" : parsed.error().message));
     const ModelSpec& model = **parsed;
     CHECK(model.name == "mainstay_tiny");
     const auto loaded = load_model(model, shipped);
-    REQUIRE_MESSAGE(loaded.ok(), loaded.error().message);
+    REQUIRE_MESSAGE(loaded.ok(), (loaded.ok() ? "" : loaded.error().message));
     CHECK(loaded->context_window == 768);
     CHECK(loaded->chat_template->name() == "mainstay-tiny");
     CHECK(loaded->stops == std::vector<TokenId>{260});
     CHECK(loaded->weights->config().num_hidden_layers == 4);
     auto device = open_device(model, *loaded, 0);
-    REQUIRE_MESSAGE(device.ok(), device.error().message);
+    REQUIRE_MESSAGE(device.ok(), (device.ok() ? "" : device.error().message));
     const DeviceCaps& caps = (*device)->caps();
     CHECK(caps.kind == "neuron_core_sim");
     CHECK(caps.hardware == "trn2");
@@ -117,9 +117,9 @@ TEST_CASE("models: options of the file reach the device") {
     const auto caps_of = [&](const std::string& more) {
         const ModelSpec model = model_of(path, more);
         const auto loaded = load_model(model, "/nonexistent");  // the path is absolute
-        REQUIRE_MESSAGE(loaded.ok(), loaded.error().message);
+        REQUIRE_MESSAGE(loaded.ok(), (loaded.ok() ? "" : loaded.error().message));
         auto device = open_device(model, *loaded, model.own.devices - 1);
-        REQUIRE_MESSAGE(device.ok(), device.error().message);
+        REQUIRE_MESSAGE(device.ok(), (device.ok() ? "" : device.error().message));
         return (*device)->caps();
     };
     // The model's context where the file allows more; as many blocks as one context needs where it pays for fewer.
@@ -229,6 +229,63 @@ TEST_CASE("models: what does not fit together is refused with file and tensor or
         CHECK("model m: " + folder.path().string() + ": " + weights.error().message == error.message);
         CHECK(weights.error().param == error.param);
     }
+}
+
+TEST_CASE("models: compiled graphs are checked, and opened in a worker on the cores that fall to the device") {
+    // The shipped tokenizer over a model of its size, as graphs for the stub of the Neuron runtime.
+    Folder llama("nrt_llama");
+    TestFolder folder;
+    StubFolder graphs;
+    graphs.model = llama.path().string();
+    graphs.config = llama.shape;
+    graphs.write(folder.path);
+    for (const char* file : {"tokenizer.json", "tokenizer_config.json"})
+        fs::copy_file(fs::path(shipped) / "mainstay_tiny" / file, folder.path / file);
+    const auto nrt_model = [&](const std::string& more) {
+        const auto parsed = parse_model("name=\"m\"\ndevice=\"nrt\"\npath=\"" + folder.path.string() +
+                                            "\"\nlibrary=\"" + stub_library() + "\"\n" + more,
+                                        Syntax::toml);
+        REQUIRE_MESSAGE(parsed.ok(), (parsed.ok() ? "" : parsed.error().message));
+        return **parsed;
+    };
+    const ModelSpec model = nrt_model("devices=2\nvisible_cores=\"2,4\"\ncontext_window=100\n");
+    CHECK(check_model(model, {}).ok());
+    const auto loaded = load_model(model, {});
+    REQUIRE_MESSAGE(loaded.ok(), (loaded.ok() ? "" : loaded.error().message));
+    CHECK(loaded->weights == nullptr);
+    CHECK(loaded->context_window == 100);
+    CHECK(loaded->chat_template->name() == "mainstay-tiny");
+    CHECK(load_model(nrt_model(""), {}).value().context_window == 128);  // the largest bucket
+    auto device = open_device(model, *loaded, 1);
+    REQUIRE_MESSAGE(device.ok(), (device.ok() ? "" : device.error().message));
+    CHECK((*device)->caps().kind == "nrt");
+    CHECK((*device)->caps().vocabulary == 272);
+    device->reset();
+
+    const auto error_of = [](const ModelSpec& wrong) {
+        const auto checked = check_model(wrong, {});
+        REQUIRE_FALSE(checked.ok());
+        return checked.error();
+    };
+    for (const char* cores : {"2,4,6", "3-2", "1"}) {
+        CAPTURE(std::string(cores));
+        const Error error = error_of(nrt_model("devices=2\nvisible_cores=\"" + std::string(cores) + "\"\n"));
+        CHECK(error.code == ErrorCode::unsupported_value);
+        CHECK(error.param == "visible_cores");
+    }
+    // No library: known when the device is opened, since a machine may get one while the daemon runs.
+    ModelSpec bare = model;
+    bare.own.library = "/nonexistent/libnrt.so.1";
+    CHECK(check_model(bare, {}).ok());
+    const auto absent = open_device(bare, *loaded, 0);
+    REQUIRE_FALSE(absent.ok());
+    CHECK(absent.error().code == ErrorCode::device_absent);
+    CHECK(absent.error().message.starts_with("model m: "));
+
+    fs::remove(folder.path / "nrt_model.json");
+    const Error error = error_of(model);
+    CHECK(error.code == ErrorCode::model_not_loadable);
+    CHECK_MESSAGE(error.message.find("nrt_model.json") != std::string::npos, error.message);
 }
 
 TEST_CASE("models: words and defaults of the file are those of the devices") {
