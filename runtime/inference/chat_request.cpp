@@ -43,7 +43,10 @@ size_t estimated_size(const ModelRequest& request) {
 
 class Renderer final : PromptVisitor {
   public:
-    explicit Renderer(const ModelRequest& request) : request_(request) { out_.reserve(estimated_size(request)); }
+    Renderer(const ModelRequest& request, std::string_view prompt_cache_key)
+        : request_(request), prompt_cache_key_(prompt_cache_key) {
+        out_.reserve(estimated_size(request));
+    }
 
     Result<std::string> render() {
         json::value options;
@@ -66,6 +69,10 @@ class Renderer final : PromptVisitor {
         write_tools();
         if (auto written = write_options(fields); !written) return written.error();
         // Streamed even where nobody reads deltas: silence is then a stall, not a long answer.
+        if (!prompt_cache_key_.empty()) {
+            out_ += ",\"prompt_cache_key\":";
+            append_json_string(out_, prompt_cache_key_);
+        }
         out_ += ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
         return std::move(out_);
     }
@@ -280,6 +287,7 @@ class Renderer final : PromptVisitor {
     }
 
     const ModelRequest& request_;
+    const std::string_view prompt_cache_key_;
     std::string out_;
     bool first_message_ = true;
 };
@@ -318,6 +326,16 @@ std::string offered_name(const ToolDefinitions& tools, std::string_view server, 
     return std::string(tool);
 }
 
-Result<std::string> render_chat_request(const ModelRequest& request) { return Renderer(request).render(); }
+bool takes_prompt_cache_key(std::string_view base_url) {
+    constexpr std::string_view scheme = "https://", domain = "api.openai.com";
+    if (!base_url.starts_with(scheme)) return false;
+    std::string_view host = base_url.substr(scheme.size());
+    host = host.substr(0, host.find_first_of(":/"));
+    return host == domain || host.ends_with("." + std::string(domain));  // regions have a name in front
+}
+
+Result<std::string> render_chat_request(const ModelRequest& request, std::string_view prompt_cache_key) {
+    return Renderer(request, prompt_cache_key).render();
+}
 
 }  // namespace mainstay

@@ -52,6 +52,18 @@ std::string header_value(const std::vector<HttpHeader>& headers, std::string_vie
     return {};
 }
 
+/// What an upstream may know of a session: that two requests belong to the same one. The id itself opens the session to
+/// whoever has a key, and its 128 random bits keep anyone from finding it by trying. Empty where there is no session.
+std::string affinity_of(const ModelRequest& request) {
+    if (request.session == SessionKey{}) return {};
+    const auto& [tenant, session] = request.session;
+    std::string key = request.model->name + '\0';  // a session that changes its model is another one there
+    for (const uint64_t part : {uint64_t{tenant.value}, uint64_t{session.family.value}, session.high, session.low})
+        key.append(reinterpret_cast<const char*>(&part), sizeof part);
+    const KeyHash digest = key_hash("session for upstreams", key);
+    return to_hex({reinterpret_cast<const char*>(digest.data()), digest.size()});
+}
+
 }  // namespace
 
 /// One request and what became of it. Everything but `cancelled` belongs to the HTTP client's thread.
@@ -257,7 +269,15 @@ void OpenAiDevice::submit(ModelRequest request, std::shared_ptr<ModelSink> sink)
         secret = value;
     }
 
-    auto body = render_chat_request(request);
+    if (model.base_url.empty()) return refuse(ErrorClass::invalid, "the model has no base_url");
+    const std::string affinity = affinity_of(request);
+    std::string url;
+    {
+        std::lock_guard lock(shared_->lock);
+        const uint64_t hash = affinity.empty() ? 0 : xxh64(affinity);
+        url = model.base_url[shared_->choice.pick(model.base_url, hash, shared_->now_ms())];
+    }
+    auto body = render_chat_request(request, takes_prompt_cache_key(url) ? affinity : std::string());
     if (!body) return refuse(ErrorClass::invalid, body.error().message);
 
     HttpClientRequest http;
@@ -269,25 +289,21 @@ void OpenAiDevice::submit(ModelRequest request, std::shared_ptr<ModelSink> sink)
                     {"Accept", "text/event-stream, application/json"},
                     {"User-Agent", "mainstay"}};
     if (!request.idempotency_key.empty()) http.headers.push_back({"Idempotency-Key", request.idempotency_key});
+    if (!affinity.empty()) http.headers.push_back({"X-Session-Id", affinity});
     if (!secret.empty()) http.headers.push_back({"Authorization", "Bearer " + secret});
 
     std::optional<Error> refused;
     {
         // Held over the submission, so that the step is in the list before its first callback looks for it there.
         std::lock_guard lock(shared_->lock);
-        if (model.base_url.empty()) {
-            refused = Error{ErrorCode::unsupported_value, "the model has no base_url", {}};
+        http.url = endpoint(url);
+        const auto step = std::make_shared<Step>(shared_, request, sink, std::move(url), std::move(secret));
+        const auto submitted = shared_->http.submit(std::move(http), step);
+        if (submitted) {
+            const bool fresh = shared_->steps.emplace(request_id, Shared::InFlight{*submitted, step}).second;
+            INVARIANT(fresh, "request ids are unique in the process");
         } else {
-            const std::string& url = model.base_url[shared_->choice.pick(model.base_url, shared_->now_ms())];
-            http.url = endpoint(url);
-            const auto step = std::make_shared<Step>(shared_, request, sink, url, std::move(secret));
-            const auto submitted = shared_->http.submit(std::move(http), step);
-            if (submitted) {
-                const bool fresh = shared_->steps.emplace(request_id, Shared::InFlight{*submitted, step}).second;
-                INVARIANT(fresh, "request ids are unique in the process");
-            } else {
-                refused = submitted.error();
-            }
+            refused = submitted.error();
         }
     }
     if (!refused) return;

@@ -1,9 +1,11 @@
 #pragma once
 // Model steps from any server that speaks OpenAI's Chat Completions. One submit is one HTTP request, never two: an
 // error goes up with its class and the supervisor decides. The key is read from the environment for each request and
-// stands in no message, log or error. One device serves every such model; outcomes come on the HTTP client's thread,
-// refusals that need no upstream (no key, a deadline that has passed) on the submitting one. Destroying the device
-// cancels its steps and waits for a call to a sink that has begun (so never destroy it from a sink).
+// stands in no message, log or error. A session's requests go to one address and carry a digest of its id, so that
+// upstreams and what balances their load find the cached prefix (upstream_choice.h). One device serves every such
+// model; outcomes come on the HTTP client's thread, refusals that need no upstream (no key, a deadline that has passed)
+// on the submitting one. Destroying the device cancels its steps and waits for a call to a sink that has begun (so
+// never destroy it from a sink).
 
 #include <memory>
 

@@ -287,3 +287,18 @@ TEST_CASE("chat request: history names a tool as it is offered now") {
     CHECK(messages_of(request_of({called("a", "A")})).find(R"("name":"read")") != std::string::npos);
     CHECK(body_of(request).find(R"("id":"a","type":"function","function":{"name":"files__read")") != std::string::npos);
 }
+
+TEST_CASE(
+    "chat request: a cache key goes along where it is given, and only OpenAI's own addresses are known to take one") {
+    const auto request = request_of({said(Role::user, "hi")});
+    CHECK(render_chat_request(request).value().find("prompt_cache_key") == std::string::npos);
+    const auto body = boost::json::parse(render_chat_request(request, "d1\"2").value());
+    CHECK(body.at("prompt_cache_key") == "d1\"2");
+    for (const char* url : {"https://api.openai.com/v1", "https://api.openai.com", "https://api.openai.com:443/v1",
+                            "https://eu.api.openai.com/v1"})
+        CHECK_MESSAGE(takes_prompt_cache_key(url), std::string(url));
+    for (const char* url :
+         {"http://api.openai.com/v1", "https://api.openai.com.example.org/v1", "https://notapi.openai.com/v1",
+          "https://openai.com/v1", "https://x/api.openai.com", "http://127.0.0.1:8000/v1", ""})
+        CHECK_FALSE_MESSAGE(takes_prompt_cache_key(url), std::string(url));
+}

@@ -348,19 +348,140 @@ TEST_CASE("openai device: many steps at once all end once") {
 TEST_CASE("upstream choice: the first address that is not cooling down, else the one whose time ends first") {
     UpstreamChoice choice;
     const std::vector<std::string> urls = {"a", "b", "c"};
-    CHECK(choice.pick(urls, 0) == 0);
+    CHECK(choice.pick(urls, 0, 0) == 0);
     choice.refused("a", 0);
-    CHECK(choice.pick(urls, 1) == 1);
+    CHECK(choice.pick(urls, 0, 1) == 1);
     choice.refused("b", 1);
     choice.refused("c", 2);
-    CHECK(choice.pick(urls, 3) == 0);
+    CHECK(choice.pick(urls, 0, 3) == 0);
     choice.refused("a", 3);
-    CHECK(choice.pick(urls, 4) == 1);
-    CHECK(choice.pick(urls, limits::upstream_cooldown_ms + 1) == 1);
-    CHECK(choice.pick(urls, limits::upstream_cooldown_ms + 3) == 0);
+    CHECK(choice.pick(urls, 0, 4) == 1);
+    CHECK(choice.pick(urls, 0, limits::upstream_cooldown_ms + 1) == 1);
+    CHECK(choice.pick(urls, 0, limits::upstream_cooldown_ms + 3) == 0);
     choice.refused("a", 100'000);
     choice.answered("a");
-    CHECK(choice.pick(urls, 100'001) == 0);
+    CHECK(choice.pick(urls, 0, 100'001) == 0);
+}
+
+TEST_CASE("upstream choice: a session keeps its address, sessions are spread, and only those of a lost address move") {
+    const std::vector<std::string> urls = {"http://a:8000/v1", "http://b:8000/v1", "http://c:8000/v1"};
+    constexpr uint64_t sessions = 3000;
+    UpstreamChoice choice;
+    std::vector<size_t> before;
+    std::vector<size_t> count(urls.size());
+    for (uint64_t session = 1; session <= sessions; ++session) {
+        before.push_back(choice.pick(urls, session, 0));
+        ++count[before.back()];
+        CHECK(choice.pick(urls, session, 1) == before.back());
+    }
+    for (const size_t of_one : count)
+        CHECK(of_one > sessions / 3 - 150);  // over five standard deviations below a third
+
+    choice.refused(urls[1], 10);
+    std::vector<size_t> moved(urls.size());
+    for (uint64_t session = 1; session <= sessions; ++session) {
+        const size_t now = choice.pick(urls, session, 11);
+        CHECK(now != 1);
+        if (before[session - 1] == 1)
+            ++moved[now];
+        else
+            CHECK(now == before[session - 1]);
+    }
+    CHECK(moved[0] > count[1] / 3);  // to both of the others
+    CHECK(moved[2] > count[1] / 3);
+
+    // Back where they came from once the address answers, or its time is over.
+    const uint64_t later = 10 + limits::upstream_cooldown_ms;
+    for (uint64_t session = 1; session <= sessions; ++session)
+        CHECK(choice.pick(urls, session, later) == before[session - 1]);
+
+    // The order of the list means nothing, and one more address takes its share from all and moves nobody else.
+    const std::vector<std::string> more = {urls[2], "http://d:8000/v1", urls[0], urls[1]};
+    size_t taken = 0;
+    for (uint64_t session = 1; session <= sessions; ++session) {
+        const std::string& now = more[choice.pick(more, session, later)];
+        taken += now == more[1];
+        if (now != more[1]) CHECK(now == urls[before[session - 1]]);
+    }
+    CHECK(taken > sessions / 4 - 150);
+    CHECK(taken < sessions / 4 + 150);
+
+    for (const auto& url : urls) choice.refused(url, later);
+    choice.refused(urls[1], later + 1);
+    choice.refused(urls[2], later + 1);
+    CHECK(choice.pick(urls, 7, later + 2) == 0);  // all refuse: the one whose time ends first, as without a session
+}
+
+TEST_CASE("openai device: a session sticks to one of several addresses, says so by a digest, and moves when it must") {
+    Fixture f;
+    FakeUpstream second;
+    FakeUpstream* const both[] = {&f.upstream, &second};
+    const std::vector<std::string> urls = {f.upstream.url("/v1"), second.url("/v1")};
+    const auto answer = fake_stream({text_event("a"), stop_event, done_event});
+    const auto ask = [&](const SessionKey& session, std::vector<std::string> addresses) {
+        auto request = f.request(std::move(addresses));
+        request.session = session;
+        return f.run(std::move(request));
+    };
+    const auto header = [](const FakeUpstream::Request& request) {
+        const auto found = request.headers.find("x-session-id");
+        return found == request.headers.end() ? std::string() : found->second;
+    };
+    std::map<std::string, size_t> place_of;  // of a session's digest
+    size_t used[2] = {};
+    for (uint64_t i = 1; i <= 16; ++i) {
+        const SessionKey session{TenantId{1}, {FamilyId{77}, 0x1122334455667788, i}};
+        for (int turn = 0; turn < 3; ++turn) {
+            const size_t had[2] = {f.upstream.requests().size(), second.requests().size()};
+            for (auto* upstream : both) upstream->answer(answer);
+            REQUIRE(ask(session, urls)->result());
+            const size_t at = second.requests().size() > had[1];
+            REQUIRE(both[at]->requests().size() == had[at] + 1);
+            const auto seen = both[at]->requests().back();
+            const std::string digest = header(seen);
+            CHECK(digest.size() == 32);
+            CHECK(digest.find("1122334455667788") == std::string::npos);
+            CHECK(digest.find("8877665544332211") == std::string::npos);
+            CHECK(seen.body.find("prompt_cache_key") == std::string::npos);  // these might refuse it
+            if (turn == 0) {
+                CHECK(place_of.emplace(digest, at).second);  // of no other session
+                ++used[at];
+            }
+            CHECK(place_of.at(digest) == at);
+        }
+    }
+    CHECK(used[0] > 0);
+    CHECK(used[1] > 0);
+
+    // An address that refuses: the attempt fails, the next one goes elsewhere, others do not notice.
+    const std::vector<std::string> half_dead = {"http://127.0.0.1:1/v1", second.url("/v1")};
+    size_t failed = 0;
+    for (uint64_t i = 1; i <= 16; ++i) {
+        const SessionKey session{TenantId{1}, {FamilyId{77}, 0x1122334455667788, i}};
+        for (int attempt = 0; attempt < 2; ++attempt) {
+            second.answer(answer);
+            const auto sink = ask(session, half_dead);
+            failed += sink->error().has_value();
+            if (attempt == 1) CHECK(sink->result());
+        }
+    }
+    CHECK(failed == 1);
+
+    f.upstream.answer(answer);
+    second.answer(answer);
+    REQUIRE(ask({}, urls)->result());  // of no session: the first address, and nothing that could be told
+    CHECK(header(f.upstream.requests().back()).empty());
+}
+
+TEST_CASE("openai device: tokens that the upstream had cached are told") {
+    Fixture f;
+    const auto sink = f.play(fake_stream({text_event("a"), stop_event,
+                                          event(R"({"choices":[],"usage":{"prompt_tokens":50,"completion_tokens":2,)"
+                                                R"("prompt_tokens_details":{"cached_tokens":48}}})"),
+                                          done_event}));
+    REQUIRE(sink->result());
+    CHECK(sink->result()->usage.input_tokens == 50);
+    CHECK(sink->result()->usage.cached_tokens == 48);
 }
 
 TEST_CASE("device set: a model gets the device that it names, or a reason") {
