@@ -39,10 +39,10 @@ class CounterByWord {
         for (const auto& word : words) entries_.push_back({word, &family.Add({{label, word}})});
         other_ = &family.Add({{label, "other"}});
     }
-    void increment(std::string_view word) {
+    void increment(std::string_view word, double by = 1) {
         for (const auto& [known, series] : entries_)
-            if (known == word) return series->Increment();
-        other_->Increment();
+            if (known == word) return series->Increment(by);
+        other_->Increment(by);
     }
 
   private:
@@ -117,6 +117,11 @@ struct Metrics::Handles {
                                                .Register(registry)
                                                .Add({}, turn_seconds);
     CounterByWord steps{registry, "mainstay_steps_total", "Steps settled, by kind.", "kind", {"model", "tool"}};
+    CounterByWord tokens{registry,
+                         "mainstay_model_tokens_total",
+                         "Tokens of settled model steps, by kind; cached ones are part of the input.",
+                         "kind",
+                         {"input", "cached", "output"}};
     CounterByWord step_failures{registry,
                                 "mainstay_step_failures_total",
                                 "Attempts of steps that failed, by class of error.",
@@ -182,6 +187,11 @@ void Metrics::turn_settled(std::string_view status, double seconds) {
     handles_->turn_duration.Observe(seconds);
 }
 void Metrics::step_settled(std::string_view kind) { handles_->steps.increment(kind); }
+void Metrics::model_tokens(uint64_t input, uint64_t cached, uint64_t output) {
+    handles_->tokens.increment("input", double(input));
+    handles_->tokens.increment("cached", double(cached));
+    handles_->tokens.increment("output", double(output));
+}
 void Metrics::step_failed(std::string_view error_class) { handles_->step_failures.increment(error_class); }
 void Metrics::retried() { handles_->retries.Increment(); }
 void Metrics::session_activated() { handles_->activated.Increment(); }

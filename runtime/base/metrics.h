@@ -32,7 +32,9 @@ class Metrics {
 
     void turn_settled(std::string_view status, double seconds);  // a TurnStatus word
     void step_settled(std::string_view kind);                    // "model", "tool"
-    void step_failed(std::string_view error_class);              // an ErrorClass word
+    /// Of a model step, as its device counts them; cached ones are part of the input.
+    void model_tokens(uint64_t input, uint64_t cached, uint64_t output);
+    void step_failed(std::string_view error_class);  // an ErrorClass word
     void retried();
     void session_activated();
     void session_passivated();

@@ -40,6 +40,8 @@ TEST_CASE("metrics: what happens is what the scrape says") {
     metrics.turn_settled("failed", 20);
     metrics.step_settled("model");
     metrics.step_settled("tool");
+    metrics.model_tokens(500, 480, 20);
+    metrics.model_tokens(7, 0, 1);
     metrics.step_failed("overloaded");
     metrics.retried();
     metrics.session_activated();
@@ -56,6 +58,9 @@ TEST_CASE("metrics: what happens is what the scrape says") {
     CHECK(value_of(text, "mainstay_turn_duration_seconds_count") == 3);
     CHECK(value_of(text, "mainstay_turn_duration_seconds_sum") == doctest::Approx(20.22));
     CHECK(value_of(text, "mainstay_steps_total{kind=\"model\"}") == 1);
+    CHECK(value_of(text, "mainstay_model_tokens_total{kind=\"input\"}") == 507);
+    CHECK(value_of(text, "mainstay_model_tokens_total{kind=\"cached\"}") == 480);
+    CHECK(value_of(text, "mainstay_model_tokens_total{kind=\"output\"}") == 21);
     CHECK(value_of(text, "mainstay_step_failures_total{class=\"overloaded\"}") == 1);
     CHECK(value_of(text, "mainstay_retries_total") == 1);
     CHECK(value_of(text, "mainstay_sessions_activated_total") == 1);
