@@ -4,9 +4,9 @@
 // and nowhere else: each execution reads them from the input set and writes to the output set, so sets that do not
 // alias, slots and tables that are wrong, and blocks that were lost show in the logits.
 //
-// Faults: the environment variable MAINSTAY_NRT_STUB names a file with lines "FUNCTION FAULT", read at each call. FAULT
-// is a status code, "hang", "abort", or for execute "nan:ROW" (that row's logits are NaN) and "nan_status:ROW" (and the
-// status says so). Memory is handed out full of NaN, as nobody promises zeros.
+// Faults: the environment variable NEURON_STUB_FAULTS names a file with lines "FUNCTION FAULT", read at each call.
+// FAULT is a status code, "hang", "abort", or for execute "nan:ROW" (that row's logits are NaN) and "nan_status:ROW"
+// (and the status says so). Memory is handed out full of NaN, as nobody promises zeros.
 
 #include <unistd.h>
 
@@ -45,7 +45,7 @@ struct Described {
 };
 
 std::string fault_of(const std::string& function) {
-    const char* path = std::getenv("MAINSTAY_NRT_STUB");
+    const char* path = std::getenv("NEURON_STUB_FAULTS");
     if (!path) return "";
     std::ifstream file(path);
     for (std::string name, fault; file >> name >> fault;)

@@ -17,9 +17,9 @@ class StubFault {
   public:
     explicit StubFault(const std::string& what = "") {
         set(what);
-        ::setenv("MAINSTAY_NRT_STUB", path().c_str(), 1);
+        ::setenv("NEURON_STUB_FAULTS", path().c_str(), 1);
     }
-    ~StubFault() { ::unsetenv("MAINSTAY_NRT_STUB"); }
+    ~StubFault() { ::unsetenv("NEURON_STUB_FAULTS"); }
     void set(const std::string& what) { std::ofstream(path()) << what << "\n"; }
     std::string path() const { return (folder_.path / "faults").string(); }
 

@@ -45,7 +45,7 @@ struct Subject {
     explicit Subject(uint32_t step_timeout_ms = 30'000) {
         options = stub_options(contract_graph_folder());
         options.step_timeout_ms = step_timeout_ms;
-        options.environment["MAINSTAY_NRT_STUB"] = (folder.path / "faults").string();
+        options.environment["NEURON_STUB_FAULTS"] = (folder.path / "faults").string();
     }
     void fault(const std::string& what) { std::ofstream(folder.path / "faults") << what << "\n"; }
     void open() {
