@@ -77,6 +77,7 @@ struct SubmitTurn {
     std::optional<SessionCreated> create;  // where the session does not exist yet
     std::optional<TurnNo> after;           // previous_response_id
     SessionId fork_child;                  // id to use should `after` not be the idle tip
+    std::optional<Compacted> inherited;    // with a `create` that forks: where the parent's prompts begin
     ReplyTo<TurnAnswer> done;
     SubscriptionPtr stream;
 };

@@ -88,24 +88,26 @@ void SessionActor::follow_parents() {
     if (auto followed = history_.follow_parents(session_->created()); !followed.ok()) broken_ = followed.error();
 }
 
-/// The newest settled turns, as far back as the window reaches: when a prompt is wanted for the first time, because
-/// most sessions that wake are only looked at. What was settled since activation is in the window already.
+/// The settled turns that prompts begin with: back to where the journal says that they begin, or, if it says nothing, a
+/// few windows, so that this window is the one that another incarnation had. When a prompt is wanted for the first
+/// time, because most sessions that wake are only looked at.
 void SessionActor::load_window() {
     if (window_loaded_ || broken_) return;
     std::vector<TurnPtr> turns;
     size_t bytes = 0;
-    for (uint32_t no = session_->tip().value; no > 0 && bytes < node_.options.window_bytes; --no) {
+    const size_t bytes_max = node_.options.window_bytes * limits::history_windows_read;
+    for (uint32_t no = session_->last_turn().value; no > session_->left_out().value && bytes < bytes_max; --no) {
         auto turn = find_turn(TurnNo{no});
         if (!turn.ok()) {
             broken_ = turn.error();
             return;
         }
         if (!*turn) break;
-        bytes += bytes_of((*turn)->items);
+        if (!is_settled((*turn)->status)) continue;
+        bytes += window_bytes_of(**turn);
         turns.push_back(std::move(*turn));
     }
-    std::reverse(turns.begin(), turns.end());
-    session_->load_window(turns);
+    session_->load_window(std::move(turns));
     window_loaded_ = true;
 }
 
@@ -260,6 +262,7 @@ void SessionActor::on(SubmitTurn& ask) {
     submit.input.limits = {steps, ask.agent->tokens_per_turn, node_.options.turn_duration_ms};
     submit.input.options = ask.request.options;
     submit.create = ask.create;
+    submit.inherited = std::move(ask.inherited);
     submit.after_turn = ask.after;
     if (ask.key) {
         submit.known_key = known_key(*ask.key);
@@ -363,6 +366,7 @@ void SessionActor::fork_and_submit(SubmitTurn& ask) {
     child.ephemeral = !ask.request.store;
     auto envelope = std::make_shared<Envelope>(Envelope{{key_.tenant, ask.fork_child}, WakeUp{}});
     ask.create = std::move(child);
+    ask.inherited = Compacted{session_->left_out(), session_->summary()};
     ask.after.reset();
     envelope->ask = std::move(ask);
     gate_.hold(last(), [this, envelope] { self_->send(supervisor_, envelope); });

@@ -50,7 +50,8 @@ class SessionActor {
         AgentToolsPtr tools;
         std::string streamed;  // deltas that came
         uint32_t stream_index = 0;
-        size_t published = 0;  // of `streamed`: what readers were shown
+        size_t published = 0;   // of `streamed`: what readers were shown
+        bool truncate = false;  // a prompt that is too long may leave out older turns
     };
     struct ToolInFlight {
         uint64_t call_id = 0;

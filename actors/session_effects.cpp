@@ -17,6 +17,13 @@ std::string join_instructions(const AgentSpec& agent, const std::string& options
     return agent.instructions.empty() ? of_request : agent.instructions + "\n\n" + of_request;
 }
 
+/// Whether a prompt that is too long may leave out older turns: the request's word, or else the agent's.
+bool truncates(const AgentSpec& agent, const std::string& options) {
+    const auto of_request =
+        options.find("\"truncation\"") == std::string::npos ? std::string() : option_text(options, "truncation");
+    return of_request.empty() ? agent.truncate_history : of_request == "auto";
+}
+
 /// What the request leaves open, the agent's author decides.
 std::string merge_sampling(const AgentSpec& agent, const std::string& options) {
     if (!agent.temperature && !agent.top_p) return options;
@@ -169,7 +176,11 @@ void SessionActor::start_model(const RunModelStep& step) {
     request.deadline = session_->open_deadline();
     request.stream = watch_.has_stream(turn.no);
     request.idempotency_key = to_text(ResponseId{key_.session, turn.no}) + ":" + std::to_string(step.step);
+    // A shorter prompt is another request: an upstream that has seen the key would answer it as it answered the longer.
+    if (const TurnNo left_out = session_->left_out(); left_out.value != 0)
+        request.idempotency_key += ":" + std::to_string(left_out.value);
     model_ = ModelInFlight{step, request.request_id, tools, {}, static_cast<uint32_t>(turn.items.size())};
+    model_->truncate = truncates(*agent, turn.options);
     node_.models.submit(std::move(request), caf::actor_cast<caf::actor>(self_));
 }
 
@@ -244,6 +255,7 @@ void SessionActor::model_settled(ModelSettled& settled) {
         done.usage = result->usage;
         done.model = std::move(result->model);
         done.finish_reason = std::move(result->finish_reason);
+        done.tokens = std::move(result->tokens);
         for (auto& call : result->calls) {
             done.calls.push_back(plan_call(flight.tools->exposed, flight.tools->client_functions,
                                            {std::move(call.call_id), std::move(call.name), std::move(call.arguments)}));
@@ -254,8 +266,13 @@ void SessionActor::model_settled(ModelSettled& settled) {
         auto& error = std::get<ModelError>(settled.outcome);
         node_.metrics.step_failed(to_word(error.error_class));
         last_retry_after_ms_ = error.retry_after_ms;
-        decided = decide(context("system"), ModelStepFailed{step.turn, step.step, step.attempt, error.error_class,
-                                                            error.code, std::move(error.message), flight.streamed});
+        ModelStepFailed failed{step.turn,         step.step,  step.attempt,
+                               error.error_class, error.code, std::move(error.message),
+                               flight.streamed};
+        failed.truncate = flight.truncate;
+        failed.context_tokens = error.context_tokens;
+        failed.context_limit = error.context_limit;
+        decided = decide(context("system"), std::move(failed));
     }
     publish_step(step.turn, items_before, step);
     follow_up(decided);

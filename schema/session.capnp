@@ -82,8 +82,8 @@ struct Event {
       usage @18 :Usage;
       model @19 :Text;
       finishReason @20 :Text;
-      tokenIds @21 :Data;            # sampled ids, little-endian u32; empty for whole-text devices
-      tokenizerHash @22 :Data;
+      tokenIds @21 :Data;            # sampled ids, little-endian u32; empty: the text says them, or nobody knows them
+      tokenizerHash @22 :Data;       # 16 bytes; of another length it names no tokenizer, and the text counts
       templateVersion @23 :UInt32;
     }
     toolIntent :group {

@@ -205,6 +205,29 @@ uint32_t input_tokens(const ModelRequest& request) {
     return tokens_of(bytes);
 }
 
+/// Of everything that the model is shown: for a script that fails where that is too much.
+uint32_t prompt_tokens(const ModelRequest& request) {
+    size_t bytes = request.instructions.size();
+    for (const auto& turn : request.prompt.settled)
+        for (const auto& item : *turn) bytes += item->bytes();
+    for (const auto& item : request.prompt.open) bytes += item->bytes();
+    return tokens_of(bytes);
+}
+
+/// What the step fails with, as its script wants; nothing: it does not.
+std::optional<ModelError> failure_of(ErrorClass error_class, const ModelRequest& request) {
+    const uint32_t tokens = error_class == ErrorClass::context_overflow ? prompt_tokens(request) : 0;
+    const uint32_t limit = request.model->context_window;
+    if (error_class == ErrorClass::context_overflow && tokens <= limit) return std::nullopt;
+    ModelError error = make_model_error(error_class, "the script fails attempt " + std::to_string(request.attempt) +
+                                                         " of step " + std::to_string(request.step));
+    if (tokens != 0) {
+        error.context_tokens = tokens;
+        error.context_limit = limit;
+    }
+    return error;
+}
+
 }  // namespace
 
 void append_prose(std::string& out, size_t bytes, uint64_t seed) {
@@ -386,11 +409,8 @@ void ScriptedDevice::submit(ModelRequest request, std::shared_ptr<ModelSink> sin
     const uint64_t seed =
         mix((request.idempotency_key.empty() ? request.request_id : xxh64(request.idempotency_key)) + request.step + 1);
     Answer answer;
-    if (step->fail_class && request.attempt < step->fail_times) {
-        answer.error =
-            make_model_error(*step->fail_class, "the script fails attempt " + std::to_string(request.attempt) +
-                                                    " of step " + std::to_string(request.step));
-    } else {
+    if (step->fail_class && request.attempt < step->fail_times) answer.error = failure_of(*step->fail_class, request);
+    if (!answer.error) {
         ModelResult& result = answer.result;
         result.model = request.model->upstream_model.empty() ? request.model->name : request.model->upstream_model;
         if (step->text_bytes > 0) {

@@ -37,6 +37,7 @@ struct SubmitInput {
     std::optional<TurnNo>
         after_turn;  // previous_response_id: must be the settled idle tip, else conflict (the shell forks)
     std::optional<KnownKey> known_key;
+    std::optional<Compacted> inherited;  // with a `create` that forks: where the parent's prompts begin
 };
 struct ModelStepDone {
     TurnNo turn;
@@ -45,6 +46,7 @@ struct ModelStepDone {
     std::vector<PlannedCall> calls;
     Usage usage;
     std::string model, finish_reason;
+    std::shared_ptr<const StepTokens> tokens;  // where the text does not say them
 };
 struct ModelStepFailed {
     TurnNo turn;
@@ -53,6 +55,9 @@ struct ModelStepFailed {
     ErrorCode code = ErrorCode::model_unavailable;
     std::string message;
     std::string partial_text;  // deltas that a stream was shown
+    // context_overflow:
+    bool truncate = false;                           // older turns may be left out of the prompt
+    uint32_t context_tokens = 0, context_limit = 0;  // what the prompt has, what it may have; 0: unknown
 };
 struct ToolStepDone {
     TurnNo turn;

@@ -19,6 +19,7 @@ bool Decider::items_fit(const std::vector<ItemPtr>& items) {
     }
     size_t bytes = 0, parts = 0;
     for (const ItemPtr& item : items) {
+        INVARIANT(!item->tokens, "only what a model said here has tokens");
         bytes += item->bytes();
         parts += item->more_parts.size();
     }
@@ -93,7 +94,11 @@ void Decider::decide(const SubmitInput& command) {
         SessionCreated created = *command.create;
         created.tenant = session_.key_.tenant;
         emit(std::move(created));
+        // A fork's prompts begin where its parent's do: they share what is cached of them.
+        if (command.inherited && command.inherited->up_to.value != 0 && command.inherited->up_to < last)
+            emit(*command.inherited);
     }
+    keep_window();
     InputAccepted input = command.input;
     input.key = context_.key;
     input.request_digest = context_.request_digest;
@@ -106,8 +111,17 @@ void Decider::decide(const AddItems& command) {
     if (!items_fit(command.items)) return;
     begin(TurnNo{session_.last_turn_.value + 1});
     decided_.turn = turn_;
+    keep_window();
     emit(ItemsAdded{command.items, context_.principal});
     decided_.settled.push_back(turn_);
+}
+
+// Where prompts begin is recorded when a turn opens, before its first prompt: whoever makes the session again begins
+// them at the same turn. The window moves half a window at a time, so this is rare.
+void Decider::keep_window() {
+    if (!session_.exists_ || !session_.window_complete_) return;
+    const TurnNo left_out = session_.left_out();
+    if (left_out > session_.compacted_to_) emit(Compacted{left_out, session_.summary_});
 }
 
 void Decider::decide(const SetMetadata& command) {

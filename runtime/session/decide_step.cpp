@@ -41,6 +41,10 @@ void Decider::settle_step(const ModelStepDone& done, const TurnProgress& turn, s
     settled.usage = done.usage;
     settled.model = clip(done.model, limits::name_bytes_max);
     settled.finish_reason = clip(done.finish_reason, limits::name_bytes_max);
+    // Of a step whose calls are left out the tokens would say more than its items.
+    const bool whole = settled.items.size() == done.calls.size() + (done.text.empty() ? 0 : 1);
+    if (done.tokens && whole && !settled.items.empty() && done.tokens->ids.size() <= limits::step_tokens_max)
+        settled.set_tokens(*done.tokens);
     model_steps_ = turn.turn.model_steps + 1;
     output_tokens_ += done.usage.output_tokens;
     emit(std::move(settled));
@@ -126,6 +130,39 @@ void Decider::decide(const ModelStepFailed& failed) {
     emit(StepFailed{failed.step, false, failed.error_class, std::string(error_name(failed.code)),
                     clip(failed.message, limits::reason_bytes_max),
                     keeps ? clip(failed.partial_text, limits::model_text_bytes_max) : std::string()});
+    if (failed.error_class == ErrorClass::context_overflow) overflow(failed, *turn);
+}
+
+// Nobody need be asked for a verdict: the same prompt would fail again, and a shorter one is no further attempt.
+void Decider::overflow(const ModelStepFailed& failed, const TurnProgress& turn) {
+    if (const auto up_to = failed.truncate ? shorten(failed, turn) : std::nullopt) {
+        emit(Compacted{*up_to, session_.summary_});
+        emit(RetryScheduled{failed.step, false, now_, failed.attempt,
+                            "turns up to " + std::to_string(up_to->value) + " are left out of prompts"});
+        return;
+    }
+    std::string why = failed.context_tokens == 0 || failed.context_limit == 0
+                          ? failed.message
+                          : "the prompt has " + std::to_string(failed.context_tokens) + " tokens, it may have " +
+                                std::to_string(failed.context_limit);
+    if (!why.empty()) why += "; ";
+    why += failed.truncate ? "no earlier turn is left that could be left out" : "truncation is disabled";
+    settle_turn(TurnStatus::failed, std::string(error_name(ErrorCode::context_overflow)),
+                clip(why, limits::reason_bytes_max));
+}
+
+// What stays is about half of what may be sent, in bytes, as nothing here counts tokens: so the next overflow is as far
+// away as possible, and until then prompts only append.
+std::optional<TurnNo> Decider::shorten(const ModelStepFailed& failed, const TurnProgress& turn) const {
+    const uint64_t settled = session_.window_.bytes(), open = window_bytes_of(turn.turn);
+    uint64_t keep = settled / 2;
+    if (failed.context_tokens != 0 && failed.context_limit != 0) {
+        const uint64_t both = (settled + open) * failed.context_limit / (uint64_t{2} * failed.context_tokens);
+        keep = both > open ? both - open : 0;
+    }
+    // However wrong the figures are: each time a quarter goes, so that it ends soon.
+    keep = std::min(keep, settled - settled / 4);
+    return session_.window_.cut(keep, turn.turn);
 }
 
 void Decider::decide(const RetryVerdict& verdict) {

@@ -61,6 +61,13 @@ class Decider {
     /// Its call, if an answer to this attempt is still awaited.
     const Call* awaited(const TurnProgress* turn, uint32_t call, uint32_t attempt) const;
 
+    /// The prompt was too long: a shorter one, or the end of the turn.
+    void overflow(const ModelStepFailed& failed, const TurnProgress& turn);
+    /// Turns up to the one returned are to be left out; none: nothing is left to leave out.
+    std::optional<TurnNo> shorten(const ModelStepFailed& failed, const TurnProgress& turn) const;
+    /// Records where prompts begin, if the window has moved on since that was last recorded.
+    void keep_window();
+
     void settle_step(const ModelStepDone& done, const TurnProgress& turn, std::vector<ItemPtr> items);
     ItemPtr message_item(const ModelStepDone& done, ItemStatus status) const;
     void plan_call(const PlannedCall& call, uint32_t index);

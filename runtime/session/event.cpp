@@ -16,6 +16,30 @@ std::string_view to_word(TurnStatus status) {
     INVARIANT(false, "every status has a word");
 }
 
+void ModelStepSettled::set_tokens(const StepTokens& tokens) {
+    token_ids.clear();
+    token_ids.reserve(tokens.ids.size() * 4);
+    for (const uint32_t id : tokens.ids)
+        for (int shift = 0; shift < 32; shift += 8) token_ids.push_back(static_cast<char>(id >> shift));
+    tokenizer_hash.assign(tokens.tokenizer.begin(), tokens.tokenizer.end());
+    template_version = tokens.template_version;
+}
+
+std::shared_ptr<const StepTokens> ModelStepSettled::tokens() const {
+    auto tokens = std::make_shared<StepTokens>();
+    if (token_ids.empty() || tokenizer_hash.size() != tokens->tokenizer.size()) return nullptr;
+    for (size_t i = 0; i < tokenizer_hash.size(); ++i) tokens->tokenizer[i] = static_cast<uint8_t>(tokenizer_hash[i]);
+    tokens->template_version = template_version;
+    tokens->ids.reserve(token_ids.size() / 4);
+    for (size_t at = 0; at + 4 <= token_ids.size(); at += 4) {
+        uint32_t id = 0;
+        for (size_t i = 0; i < 4; ++i)
+            id |= static_cast<uint32_t>(static_cast<unsigned char>(token_ids[at + i])) << (8 * i);
+        tokens->ids.push_back(id);
+    }
+    return tokens;
+}
+
 std::string_view event_name(const Event& event) {
     static constexpr std::string_view names[] = {
         "SessionCreated", "InputAccepted",  "ModelStepSettled", "ToolIntent",      "ToolReceipt",

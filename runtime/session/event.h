@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -58,8 +59,13 @@ struct ModelStepSettled {
     std::vector<ItemPtr> items;
     Usage usage;
     std::string model, finish_reason;
-    std::string token_ids, tokenizer_hash;  // whole-text devices leave them empty
+    /// StepTokens as in the journal: ids little-endian; of a whole-text device, or where the text says them, empty.
+    std::string token_ids, tokenizer_hash;
     uint32_t template_version = 0;
+
+    void set_tokens(const StepTokens& tokens);
+    /// Null where there are none, or of a tokenizer that no hash of 16 bytes names.
+    std::shared_ptr<const StepTokens> tokens() const;
 };
 struct ToolIntent {
     uint32_t call = 0;  // index of the call's item within the turn

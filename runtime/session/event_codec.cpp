@@ -335,6 +335,9 @@ ModelStepSettled read(wire::Event::ModelStepSettled::Reader in, size_t& room) {
     e.finish_reason = text_of(in.getFinishReason());
     if (in.hasTokenIds()) e.token_ids = wire::bytes_of(in.getTokenIds());
     if (in.hasTokenizerHash()) e.tokenizer_hash = wire::bytes_of(in.getTokenizerHash());
+    if (e.token_ids.size() % 4 != 0) throw Malformed{"token ids have 4 bytes each"};
+    if (e.token_ids.size() / 4 > limits::step_tokens_max) throw Malformed{"more token ids than a step keeps"};
+    if (e.tokenizer_hash.size() > limits::tokenizer_hash_bytes_max) throw Malformed{"a tokenizer hash of that length"};
     e.template_version = in.getTemplateVersion();
     return e;
 }

@@ -1,12 +1,15 @@
 #pragma once
 // What of a session's history goes into a prompt: a summary where turns were compacted, the newest settled turns within
-// a bound of bytes, then the open turn. Prompts only append, so that the KV cache of earlier steps stays good; nothing
-// is copied, a turn's items are shared with whoever shows them.
+// a bound of bytes, then the open turn. Prompts only append, so that the KV cache of earlier steps stays good: a window
+// that is full drops half of what it holds and then grows again, instead of losing its first turn with every new one.
+// Where it begins depends on the turns pushed alone, so the same turns make the same window. Nothing is copied, a
+// turn's items are shared with whoever shows them.
 //
 // Owned by one session: not thread-safe; what it hands out is immutable.
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +23,8 @@ namespace mainstay {
 /// out.
 ItemsPtr prompt_items(const TurnPtr& turn);
 ItemsPtr prompt_items(const Turn& turn);
+/// What a turn takes of the bound.
+size_t window_bytes_of(const Turn& turn);
 
 class Window {
   public:
@@ -30,11 +35,18 @@ class Window {
     Window& operator=(Window&&) noexcept = default;
 
     void set_bytes(size_t bytes);
-    /// Older turns leave when the bound is passed; the newest stays, however large it is.
+    /// Older turns leave when the bound is passed, until what stays is one part in history_window_kept of it; the
+    /// newest stays, however large it is.
     void push(TurnPtr turn);
     void drop_up_to(TurnNo no);
     void clear();
     TurnPtr find(TurnNo no) const;
+    TurnNo first() const;  // lowest number in it; 0: empty
+    size_t bytes() const { return bytes_; }
+    /// Turns up to which to drop (with drop_up_to) so that at most `keep` bytes stay, at least one turn. None: nothing
+    /// may be dropped. What stays in any case: turns behind `open`, and those that asked for calls which `open`
+    /// answers.
+    std::optional<TurnNo> cut(size_t keep, const Turn& open) const;
     /// The items of its turns, oldest first.
     TurnRun run() const;
 

@@ -25,7 +25,9 @@ Decided Session::decide(const Command& command) {
     Decided decided = decider.take();
     if (!decided.batch) return decided;
     decided.first_sequence = Sequence{sequence_.value + 1};
+    const bool born = !exists_;
     apply(*decided.batch, decided.first_sequence);
+    if (born) window_complete_ = exists_ && !created_.parent.valid();
     for (TurnNo settled : decided.settled) INVARIANT(!find_open(settled), "a settled turn is not open");
     return decided;
 }
@@ -126,6 +128,7 @@ bool Session::create(const SessionCreated& created, TimeMs at) {
     created_ = created;
     exists_ = true;
     created_at_ = at;
+    window_complete_ = false;
     turn_base_ = last_turn_ = created.parent.valid() ? created.parent_turn : TurnNo{0};
     return true;
 }
@@ -242,17 +245,32 @@ std::optional<KnownKey> Session::find_key(const KeyHash& key, TimeMs now) const 
     return KnownKey{recent->turn, recent->request_digest, recent->at};
 }
 
-void Session::load_window(const std::vector<TurnPtr>& settled_turns) {
+void Session::load_window(std::vector<TurnPtr> settled_turns) {
+    // As they were settled: a turn that was cancelled while it waited is settled before older ones.
+    std::stable_sort(settled_turns.begin(), settled_turns.end(), [](const TurnPtr& a, const TurnPtr& b) {
+        return std::pair(a->settled_at, a->no) < std::pair(b->settled_at, b->no);
+    });
     window_.clear();
     for (const TurnPtr& turn : settled_turns)
         if (turn->no > compacted_to_) window_.push(turn);
+    window_complete_ = true;
 }
+
+TurnNo Session::left_out() const {
+    TurnNo first = window_.first();
+    if (!open_.empty()) first = std::min(first, open_.front().turn.no);
+    return window_complete_ && first > compacted_to_ ? TurnNo{first.value - 1} : compacted_to_;
+}
+
+const std::string& Session::summary() const { return summary_; }
 
 void Session::set_window_bytes(size_t bytes) { window_.set_bytes(bytes); }
 
 TurnRun Session::settled_window() const {
     const TurnRun turns = window_.run();
-    if (compacted_to_.value == 0) return turns;
+    // Turns that were left out for want of room have no summary, and nothing stands for them: a sentence that says so
+    // would cost tokens, and tell a model nothing that it could use.
+    if (summary_.empty()) return turns;
     auto summary = std::make_shared<Item>();
     summary->kind = ItemKind::compaction;
     summary->text = summary_;

@@ -129,8 +129,9 @@ class Session {
     std::optional<KnownKey> find_key(const KeyHash& key, TimeMs now) const;
 
     /// Settled turns for the prompt, oldest first, bounded by `window_bytes`; extended by apply(). A session that was
-    /// made again has those of its tail only: whoever wants a prompt loads the newest rows, oldest first, instead.
-    void load_window(const std::vector<TurnPtr>& settled_turns);
+    /// made again has those of its tail only: whoever wants a prompt loads the rows behind left_out() instead, in any
+    /// order.
+    void load_window(std::vector<TurnPtr> settled_turns);
     void set_window_bytes(size_t bytes);
     /// One entry a settled turn, then the open turn's items; calls of the open turn that are settled carry their
     /// output.
@@ -139,6 +140,10 @@ class Session {
     /// items (null: none).
     TurnRun settled_window() const;
     ItemsPtr open_items() const;
+    /// Turns up to this one are in no prompt: compacted, or gone from a window that is complete. Recorded with the next
+    /// turn. 0: none.
+    TurnNo left_out() const;
+    const std::string& summary() const;  // what stands for them; empty: nothing does
     /// When the open turn ends by its limit, time in waits not counted; 0: no bound, or no turn.
     TimeMs open_deadline() const;
     const Turn* open_turn() const;  // the turn in progress; null: none
@@ -179,6 +184,7 @@ class Session {
     SessionKey key_;
     SessionCreated created_;
     bool exists_ = false, deleted_ = false, keep_history_ = true;
+    bool window_complete_ = false;  // it begins where prompts do, and not with whatever was applied since
     TimeMs created_at_ = 0, now_ = 0, keep_until_ = 0;
     Sequence sequence_;
     uint32_t turns_settled_ = 0, children_ = 0;

@@ -114,11 +114,22 @@ bool TurnProgress::settle_model_step(const ModelStepSettled& event) {
     if (turn.items.size() + event.items.size() > items_max) return false;
     calls.clear();
     client_calls = false;
-    for (const ItemPtr& item : event.items) {
-        if (item->kind == ItemKind::tool_call) calls.plan(static_cast<uint32_t>(turn.items.size()));
+    auto tokens = event.items.empty() ? nullptr : event.tokens();
+    for (ItemPtr item : event.items) {
+        const auto index = static_cast<uint32_t>(turn.items.size());
+        if (tokens) {  // the step's first item has them
+            auto with_tokens = std::make_shared<Item>(*item);
+            with_tokens->tokens = std::move(tokens);
+            item = std::move(with_tokens);
+        }
+        if (item->kind == ItemKind::tool_call) calls.plan(index);
         if (item->kind == ItemKind::function_call) client_calls = true;
-        turn.items.push_back(item);
+        // An answer that its bound of tokens cut is part of the conversation; one that was cut for what it is, is not.
+        if (item->kind == ItemKind::message && item->status == ItemStatus::incomplete &&
+            event.finish_reason != "length")
+            turn.withheld.push_back(index);
         bytes += item->bytes();
+        turn.items.push_back(std::move(item));
     }
     turn.usage += event.usage;
     turn.model = event.model;

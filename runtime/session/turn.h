@@ -40,7 +40,8 @@ struct Turn {
     std::string code, message;  // when failed, incomplete or cancelled
     /// For a turn number made by AddItems (items without a model run): true. Such a turn is settled at birth.
     bool items_only = false;
-    /// Positions of items that are history but no part of a prompt: what a stream had shown of a step that failed.
+    /// Positions of items that are history but no part of a prompt: what a stream had shown of a step that failed, and
+    /// answers that a filter or a bound on their form cut.
     std::vector<uint32_t> withheld;
 };
 using TurnPtr = std::shared_ptr<const Turn>;

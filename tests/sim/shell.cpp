@@ -66,14 +66,15 @@ void Shell::adopt_history() {
     if (!world_.chance(5)) return;
     std::vector<TurnPtr> newest_first;
     size_t bytes = 0;
-    for (uint32_t no = session_.tip().value; no > 0 && bytes < window_bytes; --no) {
+    for (uint32_t no = session_.tip().value;
+         no > session_.left_out().value && bytes < window_bytes * limits::history_windows_read; --no) {
         auto turn = history_.read(TurnNo{no});
         check(turn.ok(), "a row of a settled turn cannot be read");
         if (!*turn) break;
-        for (const auto& item : (*turn)->items) bytes += item->bytes();
+        bytes += window_bytes_of(**turn);
         newest_first.push_back(std::move(*turn));
     }
-    session_.load_window({newest_first.rbegin(), newest_first.rend()});
+    session_.load_window(std::move(newest_first));
 }
 
 Result<TurnPtr> Shell::find_turn(TurnNo turn) const {

@@ -173,6 +173,22 @@ TEST_CASE("scripted device: a failing step fails its first attempts with its cla
     }
 }
 
+TEST_CASE("scripted device: a step may fail where the whole prompt is longer than the model's window") {
+    ScriptedDevice device;
+    auto failing = step("fits");
+    failing.fail_class = "context_overflow";
+    failing.fail_times = 1;
+    auto spec = *model_of({failing});
+    spec.context_window = 10;
+    const auto model = std::make_shared<const ModelSpec>(spec);
+    CHECK(run(device, request_of(model, std::string(40, 'x')))->result());
+    const auto sink = run(device, request_of(model, std::string(41, 'x')));
+    REQUIRE(sink->error());
+    CHECK(sink->error()->error_class == ErrorClass::context_overflow);
+    CHECK(sink->error()->context_tokens == 11);
+    CHECK(sink->error()->context_limit == 10);
+}
+
 TEST_CASE("scripted device: output is cut at the token bound, at a character's border, and calls are dropped") {
     ScriptedDevice device;
     auto call = step("abc\u00e9\u00e9\u00e9\u00e9");

@@ -44,6 +44,29 @@ TEST_CASE("golden: a batch with an event of every kind") {
     CHECK(batch->events.size() == 20);
 }
 
+TEST_CASE("golden: a step with the tokens that were sampled, and what a prompt that is too long leaves") {
+    ModelStepSettled settled;
+    settled.items = {user_item("x")};
+    settled.finish_reason = "stop";
+    StepTokens tokens;
+    for (size_t i = 0; i < tokens.tokenizer.size(); ++i) tokens.tokenizer[i] = static_cast<uint8_t>(255 - i);
+    tokens.template_version = 201;
+    tokens.ids = {9, 0x00010203, 151'645};
+    settled.set_tokens(tokens);
+    EventBatch now;
+    now.at = 1'700'000'000'456;
+    now.turn = TurnNo{2};
+    now.events = {StepFailed{0, false, ErrorClass::context_overflow, "context_overflow", "too long", ""},
+                  Compacted{TurnNo{1}, ""}, RetryScheduled{0, false, 1'700'000'000'456, 0, "shorter"}, settled};
+    auto batch = decode_batch(golden("events_2.bin", encode(now)));
+    REQUIRE_MESSAGE(batch.ok(), (batch.ok() ? "" : batch.error().message));
+    const std::string shown = batch_json(*batch, Sequence{7});
+    CHECK(shown == golden("events_2.json", shown));
+    const auto held = std::get<ModelStepSettled>(batch->events.at(3)).tokens();
+    REQUIRE(held);
+    CHECK(*held == tokens);
+}
+
 namespace {
 
 // Something in every field of a head, and a turn in the middle of everything that can be open.
