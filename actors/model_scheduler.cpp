@@ -1,10 +1,18 @@
 #include "actors/model_scheduler.h"
 
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
 #include <atomic>
 #include <caf/send.hpp>
+#include <filesystem>
 
 #include "actors/messages.h"
+#include "actors/own_model.h"
+#include "runtime/base/digest.h"
 #include "runtime/inference/device_set.h"
+#include "runtime/inference/model_error.h"
+#include "runtime/inference/own_device.h"
 
 namespace mainstay {
 
@@ -41,6 +49,7 @@ ModelScheduler::ModelScheduler(Metrics& metrics, size_t in_flight_max, std::shar
                                uint32_t stall_timeout_ms)
     : metrics_(metrics), in_flight_max_(in_flight_max), stall_timeout_ms_(stall_timeout_ms), http_(std::move(http)) {}
 ModelScheduler::~ModelScheduler() {
+    stop();
     {
         // A callback that is under way must find nothing to start.
         std::lock_guard lock(mutex_);
@@ -54,10 +63,142 @@ size_t ModelScheduler::in_flight() const {
     return in_flight_.size();
 }
 
-TextDevice* ModelScheduler::device_of(const ModelSpec& model, ModelError& error) {
-    auto& slot = devices_[model.version];
+// --- models on devices of our own ------------------------------------------------------------------------------------
+
+void ModelScheduler::attach(caf::actor_system& system, OwnModelsConfig config) {
+    std::lock_guard lock(mutex_);
+    system_ = &system;
+    own_config_ = std::move(config);
+}
+
+void ModelScheduler::stop() {
+    std::unordered_map<std::string, std::vector<OwnEntry>> ended;
+    {
+        std::lock_guard lock(mutex_);
+        system_ = nullptr;
+        ended.swap(own_);
+    }
+    for (auto& [name, versions] : ended)
+        for (OwnEntry& entry : versions) entry.device->stop();
+}
+
+namespace {
+
+/// One folder for each version: two of them may be open at the same time.
+std::string kv_folder(const OwnModelsConfig& config, const ModelSpec& model) {
+    if (config.kv_directory.empty()) return {};
+    std::string bytes(sizeof model.version, 0);
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = char(model.version >> (56 - 8 * i));
+    return config.kv_directory + "/" + to_hex(bytes);
+}
+
+}  // namespace
+
+/// Under the lock. Null: not attached.
+std::shared_ptr<OwnModel> ModelScheduler::own_model(const ModelPtr& model) {
+    auto& versions = own_[model->name];
+    for (OwnEntry& entry : versions)
+        if (entry.version == model->version) return entry.device;
+    if (!system_) return nullptr;
+    TokenSchedulerConfig config;
+    config.model = model;
+    config.load = [model, directory = own_config_.models_directory] { return load_model(*model, directory); };
+    config.open = [model](const LoadedModel& loaded, uint32_t index) { return open_device(*model, loaded, index); };
+    config.kv_directory = kv_folder(own_config_, *model);
+    config.step_timeout_ms = own_config_.step_timeout_ms;
+    config.detached = own_config_.detached;
+    config.clock = own_config_.clock;
+    config.metrics = &metrics_;
+    for (OwnEntry& entry : versions) entry.retired = true;
+    versions.push_back({std::make_shared<OwnModel>(*system_, std::move(config)), model->version, false});
+    return versions.back().device;
+}
+
+std::vector<std::shared_ptr<OwnModel>> ModelScheduler::own_models() const {
+    std::lock_guard lock(mutex_);
+    std::vector<std::shared_ptr<OwnModel>> out;
+    for (const auto& [name, versions] : own_)
+        for (const OwnEntry& entry : versions) out.push_back(entry.device);
+    return out;
+}
+
+/// Under the lock: versions that were replaced end when nothing runs there.
+void ModelScheduler::retire_idle() {
+    for (auto& [name, versions] : own_) {
+        std::erase_if(versions, [&](const OwnEntry& entry) {
+            if (!entry.retired) return false;
+            const bool runs = std::any_of(in_flight_.begin(), in_flight_.end(), [&](const auto& flight) {
+                return flight.second.device == entry.device.get();
+            });
+            return !runs;
+        });
+    }
+}
+
+void ModelScheduler::load(const ModelPtr& model) {
+    if (!runs_on_own_device(*model)) return;
+    std::lock_guard lock(mutex_);
+    own_model(model);
+}
+
+void ModelScheduler::session_idle(const SessionKey& session) {
+    for (const auto& model : own_models()) model->session_idle(session);
+}
+
+void ModelScheduler::session_deleted(const SessionKey& session) {
+    for (const auto& model : own_models()) model->session_deleted(session);
+}
+
+void ModelScheduler::read_models(std::function<void(std::vector<ModelInfo>)> done) {
+    struct Gathered {
+        std::mutex mutex;
+        std::vector<ModelInfo> infos;
+        size_t missing = 0;
+        std::function<void(std::vector<ModelInfo>)> done;
+    };
+    const auto models = own_models();
+    if (models.empty()) return done({});
+    auto gathered = std::make_shared<Gathered>();
+    gathered->missing = models.size();
+    gathered->done = std::move(done);
+    for (const auto& model : models) {
+        model->read(ReplyTo<ModelInfo>([gathered](Result<ModelInfo> info) {
+            std::unique_lock lock(gathered->mutex);
+            if (info.ok()) gathered->infos.push_back(std::move(*info));
+            if (--gathered->missing > 0) return;
+            lock.unlock();
+            std::sort(gathered->infos.begin(), gathered->infos.end(),
+                      [](const ModelInfo& a, const ModelInfo& b) { return a.model < b.model; });
+            gathered->done(std::move(gathered->infos));
+        }));
+    }
+}
+
+void ModelScheduler::drain_worker(const std::string& model, uint32_t worker, bool on,
+                                  std::function<void(Result<ModelInfo>)> done) {
+    std::shared_ptr<OwnModel> device;
+    {
+        std::lock_guard lock(mutex_);
+        const auto found = own_.find(model);
+        if (found != own_.end() && !found->second.empty()) device = found->second.back().device;
+    }
+    if (!device)
+        return done(Error{ErrorCode::not_found, "no model on devices of our own is called " + model, "worker"});
+    device->drain(worker, on, ReplyTo<ModelInfo>(std::move(done)));
+}
+
+// --- steps -----------------------------------------------------------------------------------------------------------
+
+/// Under the lock.
+TextDevice* ModelScheduler::device_of(const ModelPtr& model, ModelError& error) {
+    if (runs_on_own_device(*model)) {
+        const auto own = own_model(model);
+        if (!own) error = make_model_error(ErrorClass::lost, "the node is starting or stopping");
+        return own.get();
+    }
+    auto& slot = devices_[model->version];
     if (!slot) {
-        auto made = make_text_device(model, http_, stall_timeout_ms_);
+        auto made = make_text_device(*model, http_, stall_timeout_ms_);
         if (!made.ok()) {
             error = {ErrorClass::invalid, made.error().code, made.error().message, 0};
             return nullptr;
@@ -70,11 +211,13 @@ TextDevice* ModelScheduler::device_of(const ModelSpec& model, ModelError& error)
 void ModelScheduler::submit(ModelRequest request, caf::actor session) {
     {
         std::lock_guard lock(mutex_);
-        if (in_flight_.size() >= in_flight_max_) {
+        const bool own = runs_on_own_device(*request.model);
+        if (!own && bounded_ >= in_flight_max_) {
             waiting_.push_back({std::move(request), std::move(session)});
             return;
         }
-        in_flight_.emplace(request.request_id, nullptr);
+        in_flight_.emplace(request.request_id, Flight{nullptr, own});
+        bounded_ += !own;
     }
     start({std::move(request), std::move(session)});
 }
@@ -90,7 +233,7 @@ void ModelScheduler::start(Waiting first) {
             std::lock_guard lock(mutex_);
             const auto place = in_flight_.find(id);
             if (place == in_flight_.end()) return;  // cancelled meanwhile, and its place given on
-            place->second = device = device_of(*now->request.model, error);
+            place->second.device = device = device_of(now->request.model, error);
             metrics_.model_requests_in_flight(in_flight_.size());
         }
         auto sink = std::make_shared<Sink>(*this, std::move(now->session));
@@ -106,12 +249,21 @@ void ModelScheduler::start(Waiting first) {
 /// The next that waits, with a place, if `request_id` had one that is free now.
 std::optional<ModelScheduler::Waiting> ModelScheduler::give_place_on(uint64_t request_id) {
     std::lock_guard lock(mutex_);
-    if (in_flight_.erase(request_id) == 0) return std::nullopt;
+    const auto left = in_flight_.find(request_id);
+    if (left == in_flight_.end()) return std::nullopt;
+    const bool own = left->second.own;
+    bounded_ -= !own;
+    in_flight_.erase(left);
     metrics_.model_requests_in_flight(in_flight_.size());
-    if (waiting_.empty() || in_flight_.size() >= in_flight_max_) return std::nullopt;
+    if (own) {
+        retire_idle();
+        return std::nullopt;
+    }
+    if (waiting_.empty() || bounded_ >= in_flight_max_) return std::nullopt;
     Waiting next = std::move(waiting_.front());
     waiting_.pop_front();
-    in_flight_.emplace(next.request.request_id, nullptr);
+    in_flight_.emplace(next.request.request_id, Flight{});
+    ++bounded_;
     return next;
 }
 
@@ -130,7 +282,7 @@ void ModelScheduler::cancel(uint64_t request_id) {
         }
         const auto found = in_flight_.find(request_id);
         if (found == in_flight_.end()) return;
-        device = found->second;
+        device = found->second.device;
     }
     if (device) device->cancel(request_id);
     finished(request_id);

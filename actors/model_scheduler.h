@@ -1,22 +1,37 @@
 #pragma once
-// Admission of model steps to whole-text devices: a bound on what is in flight in this process, first come first served
-// beyond it. The bound protects upstreams and memory; a step that waits holds nothing but its request. Any thread.
-// (Batching schedulers of token devices live in runtime/inference; this is the shell in front of text devices.)
+// Where model steps go: to whole-text devices under a bound on what is in flight in this process, first come first
+// served beyond it, because upstreams and memory want protection and a step that waits holds nothing but its request;
+// or to a model on devices of our own, whose token scheduler has bounds and an order of its own. Any thread.
 
 #include <caf/actor.hpp>
+#include <caf/actor_system.hpp>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
+#include "actors/worker_info.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/http_client.h"
 #include "runtime/base/limits.h"
 #include "runtime/base/metrics.h"
 #include "runtime/inference/text_device.h"
 
 namespace mainstay {
+
+class OwnModel;
+
+/// What models on devices of our own need beyond their files.
+struct OwnModelsConfig {
+    std::string models_directory;  // that relative paths of models start from
+    std::string kv_directory;      // of the KV tiers on disk; empty: none
+    const Clock* clock = nullptr;
+    bool detached = true;  // false: on the actor system's scheduler (tests)
+    uint32_t step_timeout_ms = limits::device_step_timeout_ms;
+};
 
 class ModelScheduler {
   public:
@@ -28,6 +43,13 @@ class ModelScheduler {
     ModelScheduler(const ModelScheduler&) = delete;
     ModelScheduler& operator=(const ModelScheduler&) = delete;
 
+    /// Makes models on devices of our own possible; before it, and after stop(), they are refused as unavailable.
+    void attach(caf::actor_system& system, OwnModelsConfig config);
+    /// Ends the actors of own models, before the actor system ends.
+    void stop();
+    /// Loads a model on devices of our own now instead of at its first step. Others: nothing.
+    void load(const ModelPtr& model);
+
     /// Deltas and the outcome come to `session` as ModelDelta and ModelSettled messages, the outcome exactly once
     /// unless cancelled. An unknown device is reported as an outcome too.
     void submit(ModelRequest request, caf::actor session);
@@ -35,13 +57,29 @@ class ModelScheduler {
     void cancel(uint64_t request_id);
     size_t in_flight() const;
 
+    /// The session sleeps; or is deleted, and nothing of it may stay in any cache.
+    void session_idle(const SessionKey& session);
+    void session_deleted(const SessionKey& session);
+
+    /// Models on devices of our own, by name; the callback comes on any thread.
+    void read_models(std::function<void(std::vector<ModelInfo>)> done);
+    void drain_worker(const std::string& model, uint32_t worker, bool on, std::function<void(Result<ModelInfo>)> done);
+
   private:
     class Sink;
+    struct OwnEntry {
+        std::shared_ptr<OwnModel> device;
+        uint64_t version = 0;
+        bool retired = false;  // a newer version serves; ends with its last step
+    };
     struct Waiting {
         ModelRequest request;
         caf::actor session;
     };
-    TextDevice* device_of(const ModelSpec& model, ModelError& error);
+    TextDevice* device_of(const ModelPtr& model, ModelError& error);
+    std::shared_ptr<OwnModel> own_model(const ModelPtr& model);
+    std::vector<std::shared_ptr<OwnModel>> own_models() const;
+    void retire_idle();
     void start(Waiting first);
     std::optional<Waiting> give_place_on(uint64_t request_id);
     void finished(uint64_t request_id);
@@ -50,9 +88,17 @@ class ModelScheduler {
     const size_t in_flight_max_;
     const uint32_t stall_timeout_ms_;
     mutable std::mutex mutex_;
-    std::unordered_map<uint64_t, TextDevice*> in_flight_;  // request -> device
+    struct Flight {
+        TextDevice* device = nullptr;
+        bool own = false;  // not under the bound
+    };
+    std::unordered_map<uint64_t, Flight> in_flight_;  // by request
     std::deque<Waiting> waiting_;
+    size_t bounded_ = 0;  // of in_flight_: those that the bound counts
     std::shared_ptr<HttpClient> http_;
+    caf::actor_system* system_ = nullptr;  // null: not attached
+    OwnModelsConfig own_config_;
+    std::unordered_map<std::string, std::vector<OwnEntry>> own_;  // by name; the newest version last
     // Last, so that they are destroyed first: their threads call back into what is above.
     std::unordered_map<uint64_t, std::unique_ptr<TextDevice>> devices_;  // by digest of the model's specification
 };

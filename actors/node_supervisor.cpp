@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <unordered_set>
 
+#include "actors/model_scheduler.h"
 #include "actors/router.h"
 #include "actors/tenant_supervisor.h"
 #include "actors/timer_actor.h"
@@ -105,6 +106,7 @@ caf::actor start_node(caf::actor_system& system, NodeContext& node) {
 void stop_node(caf::actor_system& system, NodeContext& node, const caf::actor& supervisor) {
     node.draining = true;
     caf::anon_send(supervisor, drain_atom::value);
+    node.models.stop();
     system.await_all_actors_done();
     node.router = node.timer = node.tool_worker = {};
 }

@@ -134,7 +134,13 @@ bool SessionActor::go_to_sleep() {
     const TimeMs at = broken_ ? 0 : session_->pending().wake_at;
     if (at != 0 || armed_at_ != 0) self_->send(node_.timer, ArmTimer{key_, at, true});
     node_.metrics.session_passivated();
+    rest();
     return true;
+}
+
+/// It leaves memory: what caches hold of it may leave theirs.
+void SessionActor::rest() {
+    if (used_model_) node_.models.session_idle(key_);
 }
 
 void SessionActor::sleep_if_idle(TimeMs now) {
@@ -172,6 +178,7 @@ void SessionActor::append(const EventBatch& batch, Sequence first_sequence) {
     append.target = ack_target_;
     append.at_rest = session_->at_rest();
     append.deletes = session_->deleted();
+    if (append.deletes) node_.models.session_deleted(key_);
     append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
     crash_point("session.before_append");
     node_.store.append(std::move(append));
@@ -535,7 +542,10 @@ caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeC
                 self->send(caf::actor_cast<caf::actor>(self->current_sender()), stay_atom::value, key);
             }
         },
-        [self](drain_atom) { self->quit(); },
+        [self, actor](drain_atom) {
+            actor->rest();
+            self->quit();
+        },
     };
 }
 

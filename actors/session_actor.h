@@ -42,6 +42,7 @@ class SessionActor {
     void retry_decided(const RetryDecided& decided);
     /// The supervisor holds new messages back: true if the actor goes, false if it has work.
     bool go_to_sleep();
+    void rest();
 
   private:
     struct ModelInFlight {
@@ -144,6 +145,7 @@ class SessionActor {
     TimeMs armed_at_ = 0;
     TimeMs last_active_ = 0;
     bool asked_to_sleep_ = false, counted_busy_ = false;
+    bool used_model_ = false;  // since it was activated: caches may hold something of it
     uint32_t last_retry_after_ms_ = 0;
     uint64_t steps_settled_ = 0;  // since the supervisor was told
 };

@@ -181,6 +181,7 @@ void SessionActor::start_model(const RunModelStep& step) {
         request.idempotency_key += ":" + std::to_string(left_out.value);
     model_ = ModelInFlight{step, request.request_id, tools, {}, static_cast<uint32_t>(turn.items.size())};
     model_->truncate = truncates(*agent, turn.options);
+    used_model_ = true;
     node_.models.submit(std::move(request), caf::actor_cast<caf::actor>(self_));
 }
 

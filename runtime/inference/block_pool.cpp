@@ -281,14 +281,28 @@ void BlockPool::wait_for(DeviceId device, BlockId block, uint32_t table) {
     ++tables_[table].pending;
 }
 
-void BlockPool::start_load(DeviceId device, BlockId block, uint32_t index, KvTier from, uint32_t table) {
+void BlockPool::start_load(DeviceId device, BlockId block, uint32_t index, KvTier from) {
     DeviceState& state = devices_[device.value];
     Entry& entry = entries_[index];
     state.loads.push_back({block, entry.tokens, entry.hash, from});
     state.in_load[block] = {entry.hash, from == KvTier::host, {}};
     state.blocks[size_t(block)].loading = true;
     if (from == KvTier::host && entry.load_pins++ == 0) host_unlink(index);
-    wait_for(device, block, table);
+}
+
+bool BlockPool::prefetch(DeviceId device, const KvHash& hash) {
+    if (!has_device(device)) return false;
+    DeviceState& state = devices_[device.value];
+    const uint32_t index = find(hash);
+    if (index == none || state.free.empty() || copy_on(entries_[index], device) != block_none) return false;
+    const bool host = entries_[index].host == HostState::ready, disk = entries_[index].disk == DiskState::ready;
+    if (!host && !disk) return false;
+    const BlockId block = take_block(device);
+    block_at(device, block).entry = index;
+    entries_[index].copies.push_back({device, block});
+    start_load(device, block, index, host ? KvTier::host : KvTier::disk);
+    release(device, block);
+    return true;
 }
 
 /// Nobody waits for it any more, or it has ended.
@@ -444,7 +458,8 @@ BlockPool::Acquired BlockPool::acquire(DeviceId device, const SessionKey& sessio
             tables_[t].blocks[i] = block;
             block_at(device, block).entry = index;
             entries_[index].copies.push_back({device, block});
-            start_load(device, block, index, host ? KvTier::host : KvTier::disk, t);
+            start_load(device, block, index, host ? KvTier::host : KvTier::disk);
+            wait_for(device, block, t);
             (host ? out.host_tokens : out.disk_tokens) += config_.block_tokens;
             ++(host ? stats_.host_hit_blocks : stats_.disk_hit_blocks);
         }
@@ -495,7 +510,8 @@ void BlockPool::acquire_tail(Acquired& out, const KvChain& chain, std::span<cons
                 release(device, block);
                 return;
             }
-            start_load(device, block, index, host ? KvTier::host : KvTier::disk, out.table.value);
+            start_load(device, block, index, host ? KvTier::host : KvTier::disk);
+            wait_for(device, block, out.table.value);
             (host ? out.host_tokens : out.disk_tokens) += uint32_t(n);
         }
         table.blocks.push_back(block);
@@ -710,7 +726,13 @@ DeviceEffects BlockPool::take_device_effects(DeviceId device) {
         if (start_save(device, save)) out.saves.push_back(save);
     }
     out.copies.swap(state.copies);
-    out.loads.swap(state.loads);
+    while (!state.loads.empty() && out.loads.size() < config_.loads_per_work_max) {
+        const BlockLoad load = state.loads.front();
+        state.loads.pop_front();
+        // One that nobody waits for any more: its block may be another's by now.
+        const auto found = state.in_load.find(load.block);
+        if (found != state.in_load.end() && found->second.hash == load.hash) out.loads.push_back(load);
+    }
     return out;
 }
 

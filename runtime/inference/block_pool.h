@@ -40,6 +40,7 @@ struct BlockPoolConfig {
     uint64_t host_blocks_max = 0;  // 0: no tier in the host's memory, and none on disk
     bool disk = false;             // the tier on disk bounds itself and tells what it evicted
     uint32_t saves_per_work_max = limits::kv_saves_per_work_max;
+    uint32_t loads_per_work_max = limits::kv_loads_per_work_max;  // so that others' steps do not wait for all of them
 };
 
 /// Export `block` and keep the bytes in the host's memory under `hash`; answer with saved().
@@ -160,6 +161,10 @@ class BlockPool {
     /// wanted (no room, or known), the caller drops the bytes.
     bool offer(KvTier tier, const KvHash& hash, uint32_t tokens, const SessionKey& owner);
 
+    /// Brings a block of the host's memory or the disk onto the device as cache, before anybody asks. False: it is
+    /// there, it is nowhere, or no block is free.
+    bool prefetch(DeviceId device, const KvHash& hash);
+
     void saved(DeviceId device, const KvHash& hash, bool ok);
     void loaded(DeviceId device, BlockId block, const KvHash& hash, KvTier from, bool ok);
     void stored_on_disk(const KvHash& hash, bool ok);
@@ -200,7 +205,7 @@ class BlockPool {
         std::deque<BlockSave> saves;          // in the background, a few with each work
         std::vector<BlockSave> saves_urgent;  // the block is about to be reused
         std::vector<BlockCopy> copies;
-        std::vector<BlockLoad> loads;
+        std::deque<BlockLoad> loads;
         std::unordered_map<BlockId, Load> in_load;
     };
     struct Holder {
@@ -264,7 +269,7 @@ class BlockPool {
     BlockId take_block(DeviceId device);
     void add_ref(DeviceId device, BlockId block);
     void wait_for(DeviceId device, BlockId block, uint32_t table);
-    void start_load(DeviceId device, BlockId block, uint32_t entry, KvTier from, uint32_t table);
+    void start_load(DeviceId device, BlockId block, uint32_t entry, KvTier from);
     void end_load(DeviceId device, BlockId block);
     void truncate(uint32_t table, size_t blocks);
     void release(DeviceId device, BlockId block);

@@ -188,6 +188,8 @@ class Scheduler {
     void lost_on_disk(const KvHash& hash) { pool_->lost_on_disk(hash); }
     /// A block that is on disk at start, or came with a migration. Before the first device was added: false.
     bool offer(KvTier tier, const KvHash& hash, uint32_t tokens, const SessionKey& owner);
+    /// Brings a block onto the device before anybody asks, if one is free there (BlockPool::prefetch).
+    bool prefetch(DeviceId device, const KvHash& hash) { return pool_ && pool_->prefetch(device, hash); }
     std::vector<TierEffect> tier_blocks(const SessionKey& session) const;
 
     /// Work for every device that has none and for which there is some.

@@ -295,7 +295,7 @@ namespace {
 /// Performs effects on contents that can be compared: of each block the tokens up to and with it.
 class Model {
   public:
-    Model(uint64_t seed, uint64_t host_max, bool disk) : random_(seed), pool_({block_tokens, host_max, disk, 2}) {
+    Model(uint64_t seed, uint64_t host_max, bool disk) : random_(seed), pool_({block_tokens, host_max, disk, 2, 3}) {
         for (uint32_t d = 0; d < device_count; ++d) pool_.add_device(DeviceId{d}, blocks_per_device);
     }
 
@@ -308,6 +308,7 @@ class Model {
         }
     }
     uint64_t hits() const { return hits_; }
+    uint64_t prefetched() const { return prefetched_; }
     BlockPoolStats stats() const { return pool_.stats(); }
 
   private:
@@ -324,8 +325,10 @@ class Model {
     static Content upto(const Content& tokens, size_t end) { return {tokens.begin(), tokens.begin() + ptrdiff_t(end)}; }
 
     void one() {
-        const uint64_t dice = random_.below(100);
-        if (dice < 25)
+        const uint64_t dice = random_.below(104);
+        if (dice >= 100)
+            prefetch();
+        else if (dice < 25)
             start();
         else if (dice < 55)
             advance();
@@ -362,6 +365,14 @@ class Model {
         hits_ += got.tokens;
         run.table = got.table;
         runs_.push_back(std::move(run));
+    }
+
+    void prefetch() {
+        const auto& tier = random_.below(2) ? host_ : disk_;
+        if (tier.empty()) return;
+        auto at = tier.begin();
+        std::advance(at, random_.below(tier.size()));
+        prefetched_ += pool_.prefetch(DeviceId{uint32_t(random_.below(device_count))}, at->first);
     }
 
     Run* pick() { return runs_.empty() ? nullptr : &runs_[random_.below(runs_.size())]; }
@@ -499,18 +510,19 @@ class Model {
     std::map<KvHash, Content> host_, disk_;
     std::vector<std::tuple<uint32_t, KvHash, Content>> saves_;
     std::vector<std::tuple<uint32_t, BlockLoad, bool>> loads_;
-    uint64_t hits_ = 0;
+    uint64_t hits_ = 0, prefetched_ = 0;
 };
 
 }  // namespace
 
 TEST_CASE("block pool: whatever happens, blocks are counted right and hold what their names say") {
-    uint64_t hits = 0, loaded = 0, evicted = 0;
+    uint64_t hits = 0, loaded = 0, evicted = 0, prefetched = 0;
     for (uint64_t seed = 1; seed <= 12; ++seed) {
         CAPTURE(seed);
         Model model(seed, seed % 3 == 0 ? 0 : 10 + seed * 4, seed % 2 == 0);
         model.run(4000);
         hits += model.hits();
+        prefetched += model.prefetched();
         loaded += model.stats().loaded;
         evicted += model.stats().evicted_device;
     }
@@ -518,4 +530,32 @@ TEST_CASE("block pool: whatever happens, blocks are counted right and hold what 
     CHECK(hits > 10'000);
     CHECK(loaded > 1000);
     CHECK(evicted > 1000);
+    CHECK(prefetched > 100);
+}
+
+TEST_CASE("block pool: what is prefetched is a hit, and loads come a few at a time") {
+    BlockPool pool({block_tokens, 64, false, 16, 2});
+    pool.add_device(DeviceId{0}, 17);
+    pool.add_device(DeviceId{1}, 9);
+    const auto tokens = tokens_of(4 * block_tokens + 1);
+    turn(pool, DeviceId{0}, session_of(1), tokens);
+    save_all(pool, DeviceId{0});
+    const KvChain chain = chain_of(tokens);
+    for (const KvHash& hash : chain.blocks) CHECK(pool.prefetch(DeviceId{1}, hash));
+    CHECK_FALSE(pool.prefetch(DeviceId{1}, chain.blocks[0]));  // is on its way
+    CHECK_FALSE(pool.prefetch(DeviceId{1}, kv_next(chain.root, tokens_of(block_tokens, 7))));
+    size_t loaded = 0;
+    while (pool.has_device_effects(DeviceId{1})) {
+        const auto work = pool.take_device_effects(DeviceId{1});
+        CHECK(work.loads.size() <= 2);
+        for (const BlockLoad& load : work.loads) {
+            pool.loaded(DeviceId{1}, load.block, load.hash, load.from, true);
+            ++loaded;
+        }
+    }
+    CHECK(loaded == 4);
+    const auto got = pool.acquire(DeviceId{1}, session_of(1), chain, tokens);
+    CHECK(got.device_tokens >= 4 * block_tokens);
+    CHECK(got.loads == 0);
+    CHECK(pool.check() == "");
 }

@@ -1,0 +1,48 @@
+#pragma once
+// A model on devices of our own, as the text device that sessions know: in front of its token scheduler. Prompts are
+// rendered and counted on the submitting thread once the model is loaded. Any thread; stop() before the actor system
+// ends.
+
+#include <caf/actor_system.hpp>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "actors/token_scheduler.h"
+#include "runtime/inference/text_device.h"
+
+namespace mainstay {
+
+class OwnModel final : public TextDevice {
+  public:
+    /// Starts to load at once.
+    OwnModel(caf::actor_system& system, TokenSchedulerConfig config);
+    ~OwnModel() override;
+    OwnModel(const OwnModel&) = delete;
+    OwnModel& operator=(const OwnModel&) = delete;
+
+    void submit(ModelRequest request, std::shared_ptr<ModelSink> sink) override;
+    /// A call to the sink that has already begun may still be under way when this returns; no further one follows.
+    void cancel(uint64_t request_id) override;
+    void session_idle(const SessionKey& session) override;
+    void session_deleted(const SessionKey& session) override;
+
+    void read(ReplyTo<ModelInfo> done);
+    void drain(uint32_t worker, bool on, ReplyTo<ModelInfo> done);
+    /// Ends its actors; what was in flight fails as lost. Idempotent.
+    void stop();
+
+  private:
+    class Settled;
+
+    const std::shared_ptr<PublishedModel> published_;
+    const Clock& clock_;
+    struct Calls {
+        std::mutex mutex;
+        std::unordered_map<uint64_t, ModelCallPtr> open;
+    };
+    const std::shared_ptr<Calls> calls_;
+    caf::actor scheduler_;
+};
+
+}  // namespace mainstay

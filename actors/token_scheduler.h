@@ -1,0 +1,149 @@
+#pragma once
+// The actor in front of one model's accelerator workers. The pure Scheduler decides (runtime/inference/scheduler.h);
+// this loads the model, opens a device in each worker, hands work out and results in, keeps the bytes of the host tier,
+// turns tokens into text for whoever waits, and replaces workers that are lost. It has a thread of its own, because a
+// step of a device must not wait behind sessions.
+//
+// Order within one round, which the scheduler's contract asks for: tokens that were sampled move grammars and readers,
+// then the next steps are composed and handed out (bytes of loads looked up), then tiers change, then people hear.
+
+#include <caf/event_based_actor.hpp>
+#include <caf/stateful_actor.hpp>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "actors/token_messages.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/metrics.h"
+#include "runtime/policy/restart.h"
+
+namespace mainstay {
+
+/// Where whoever submits finds the model once it is loaded, to render prompts on his own thread. Any thread.
+class PublishedModel {
+  public:
+    std::shared_ptr<const GenerationModel> get() const {
+        std::lock_guard lock(mutex_);
+        return model_;
+    }
+    void set(std::shared_ptr<const GenerationModel> model) {
+        std::lock_guard lock(mutex_);
+        model_ = std::move(model);
+    }
+
+  private:
+    mutable std::mutex mutex_;
+    std::shared_ptr<const GenerationModel> model_;
+};
+
+struct TokenSchedulerConfig {
+    ModelPtr model;
+    std::function<Result<LoadedModel>()> load;                                                // blocks
+    std::function<Result<std::unique_ptr<Device>>(const LoadedModel&, uint32_t index)> open;  // blocks
+    std::string kv_directory;  // of the tier on disk; empty: none
+    uint32_t step_timeout_ms = limits::device_step_timeout_ms;
+    uint32_t load_timeout_ms = limits::device_load_timeout_ms;
+    bool detached = true;  // false: everything on the scheduler of the actor system (tests)
+    const Clock* clock = nullptr;
+    Metrics* metrics = nullptr;
+    std::shared_ptr<PublishedModel> published;
+};
+
+class TokenScheduler {
+  public:
+    TokenScheduler(caf::event_based_actor* self, TokenSchedulerConfig config);
+    ~TokenScheduler();
+
+    void load();
+    void loaded(ModelLoaded& loaded);
+    void opened(DeviceOpened& opened);
+    void found(KvFound& found);
+    void generate(GenerateStepPtr step);
+    void cancel(uint64_t request_id);
+    void work_done(DeviceWorkDone& done);
+    void stored(const KvStored& stored);
+    void lost(const KvLost& lost);
+    void session_rests(const SessionKey& key);
+    void session_gone(const SessionKey& key);
+    void worker_down(const caf::actor_addr& worker, const std::string& why);
+    void drain(DrainWorker& drain);
+    ModelInfo info() const;
+    void watch();
+    void advance();
+    void stop();
+    void end();
+
+  private:
+    struct Slot {
+        caf::actor actor;
+        uint32_t incarnation = 0;
+        enum class State : uint8_t { starting, up, down } state = State::starting;
+        bool draining = false;
+        TimeUs busy_since = 0;  // 0: nothing is awaited of it
+        uint32_t losses = 0;
+        std::string problem;
+        DeviceCaps caps;
+        RestartIntensity restarts{RestartLimit{limits::device_restarts_max, limits::device_restart_window_ms}};
+    };
+    struct Active {
+        Generation generation;
+        ModelCallPtr call;
+        SessionKey session;
+        std::string held_text;  // deltas of this round
+    };
+
+    TimeUs now() const { return config_.clock->monotonic_ns() / 1000; }
+    void start_worker(Slot& slot);
+    void lose(Slot& slot, const std::string& why);
+    void add_device(Slot& slot);
+    void become_ready(bool disk);
+    void prefetch();
+    bool any_starting() const;
+    void release_held();
+    void begin(GenerateStep& step);
+    void take_tokens(const SchedulerOutputs& out);
+    void hand_over(DeviceWork& work);
+    void perform(const std::vector<TierEffect>& tiers);
+    void tell(SchedulerOutputs& out);
+    void finish(SequenceEnded& ended);
+    void fail(const ModelCall& call, ModelError error);
+    void note(std::vector<SchedulerDecision> decisions);
+    void arm();
+    void arm_watch();
+    void end_if_still();
+    template <class... Args>
+    caf::actor spawn(Args&&... args);
+
+    caf::event_based_actor* const self_;
+    const TokenSchedulerConfig config_;
+    ModelState state_ = ModelState::loading;
+    std::string problem_;
+    TimeUs failed_at_ = 0;
+    LoadedModel model_;
+    std::shared_ptr<const GenerationModel> generation_model_;
+    std::vector<Slot> slots_;
+    caf::actor kv_tier_;
+    std::unique_ptr<KvFound> found_;
+    std::unique_ptr<Scheduler> scheduler_;  // once a device is up and the disk was looked at
+    std::unordered_map<SequenceHandle, Active> active_;
+    std::deque<GenerateStepPtr> held_;  // until there is a device
+    std::unordered_map<KvHash, BytesPtr, KvHashHasher> host_;
+    std::deque<ModelInfo::DecisionEntry> decisions_;
+    std::vector<SequenceHandle> spoke_;  // with text in this round
+    TimeUs armed_at_ = 0;
+    size_t stores_ = 0;  // that the KV tier has not answered
+    bool watching_ = false, stopping_ = false;
+};
+
+struct TokenSchedulerState {
+    std::unique_ptr<TokenScheduler> scheduler;
+};
+
+caf::behavior token_scheduler(caf::stateful_actor<TokenSchedulerState>* self, TokenSchedulerConfig config);
+
+}  // namespace mainstay

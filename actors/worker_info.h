@@ -1,0 +1,47 @@
+#pragma once
+// What people are told of the models that run on devices of our own: `mainstay worker list|show`, metrics. Plain
+// values, without CAF or HTTP.
+
+#include <string>
+#include <vector>
+
+#include "runtime/base/clock.h"
+#include "runtime/inference/scheduler.h"
+
+namespace mainstay {
+
+enum class WorkerState : uint8_t { starting, up, draining, drained, down };
+const char* to_string(WorkerState state);
+
+/// One accelerator worker: one device.
+struct WorkerInfo {
+    std::string name;  // "<model>/<index>"
+    uint32_t index = 0;
+    WorkerState state = WorkerState::starting;
+    std::string problem;  // why it is down, or what its last loss was
+    uint32_t losses = 0;  // since the daemon's start
+    std::string kind, hardware, kernel_id;
+    bool simulated = true;  // device seconds and joules
+    DeviceView device;      // zeros while it is not up
+};
+
+enum class ModelState : uint8_t { loading, ready, failed };
+const char* to_string(ModelState state);
+
+struct ModelInfo {
+    std::string model;
+    ModelState state = ModelState::loading;
+    std::string problem;  // failed: why
+    uint32_t context_max = 0, block_tokens = 0;
+    uint64_t block_bytes = 0;
+    size_t stores_pending = 0;  // writes of blocks to disk that are under way
+    SchedulerView scheduler;    // its devices are in `workers`
+    std::vector<WorkerInfo> workers;
+    struct DecisionEntry {
+        TimeMs at = 0;
+        std::string kind, session, worker, reason;  // session and worker may be empty
+    };
+    std::vector<DecisionEntry> decisions;  // newest last
+};
+
+}  // namespace mainstay
