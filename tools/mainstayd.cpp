@@ -29,6 +29,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/metrics.h"
 #include "runtime/base/version.h"
+#include "runtime/inference/device_set.h"
 #include "runtime/store/disk_store.h"
 #include "runtime/tool/registry.h"
 
@@ -87,6 +88,8 @@ Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& 
     }
     auto authored = load_directory(settings.agents_directory, settings.models_directory);
     if (!authored.ok()) return authored.error();
+    for (const auto& model : authored->models)
+        if (auto checked = check_model(*model, settings.models_directory); !checked.ok()) return checked;
     auto changed = catalogue.apply_all(*authored);
     if (!changed.ok()) return changed.error();
     if (store.stats().read_only) return {};  // they are written at a start that finds room
@@ -188,6 +191,8 @@ int serve(const Settings& settings) {
     caf_config.set("scheduler.max-threads", uint64_t{std::max(1u, std::thread::hardware_concurrency() / 2)});
     caf::actor_system system{caf_config};
     NodeContext node{**store, catalogue, models, tools, clock, random, metrics, options};
+    models.attach(system, {settings.models_directory, settings.directory + "/kv", &clock});
+    for (const auto& model : catalogue.models()) models.load(model);
     const auto supervisor = start_node(system, node);
 
     int status = 0;
