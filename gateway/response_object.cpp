@@ -29,6 +29,11 @@ void append_usage(JsonWriter& writer, const Usage& usage) {
     writer.raw("},\"output_tokens\":").number(uint64_t{usage.output_tokens});
     writer.raw(",\"output_tokens_details\":{\"reasoning_tokens\":").number(uint64_t{usage.reasoning_tokens});
     writer.raw("},\"total_tokens\":").number(uint64_t{usage.input_tokens} + usage.output_tokens);
+    if (usage.device_micros != 0) {
+        // Of devices of our own; modelled where `simulated` says so, and power is assumed then.
+        writer.raw(",\"device_seconds\":").number(double(usage.device_micros) / 1e6);
+        writer.raw(",\"joules\":").number(double(usage.micro_joules) / 1e6);
+    }
     if (usage.simulated) writer.raw(",\"simulated\":true");
     writer.raw("}");
 }

@@ -32,7 +32,9 @@ constexpr std::array known_fields = std::to_array<std::string_view>({
     "prompt_cache_retention",
     "reasoning",
     "safety_identifier",
+    "seed",
     "service_tier",
+    "stop",
     "store",
     "stream",
     "stream_options",
@@ -40,6 +42,7 @@ constexpr std::array known_fields = std::to_array<std::string_view>({
     "text",
     "tool_choice",
     "tools",
+    "top_k",
     "top_logprobs",
     "top_p",
     "truncation",
@@ -159,6 +162,30 @@ std::optional<std::string_view> short_text(FieldReader& fields, std::string_view
     return text;
 }
 
+/// Not OpenAI's in this API, but what vLLM and others know them as: they mean something to models on devices of our
+/// own.
+void read_extensions(FieldReader& fields, OptionsWriter& options) {
+    if (const auto seed = fields.integer("seed", 0, INT64_MAX))
+        options.field("seed").number(static_cast<uint64_t>(*seed));
+    if (const auto k = fields.integer("top_k", 0, UINT32_MAX)) options.field("top_k").number(static_cast<uint64_t>(*k));
+    const auto* stop = fields.find("stop");
+    if (stop == nullptr || stop->is_null()) return;
+    const auto* list = stop->if_array();
+    const auto fits = [](const json::value& text) {
+        return text.is_string() && !text.get_string().empty() &&
+               text.get_string().size() <= limits::stop_sequence_bytes_max;
+    };
+    const bool good =
+        list ? list->size() <= limits::stop_sequences_max && std::ranges::all_of(*list, fits) : fits(*stop);
+    if (!good)
+        fields.fail(ErrorCode::invalid_request,
+                    "must be a text or a list of at most " + std::to_string(limits::stop_sequences_max) + ", of 1 to " +
+                        std::to_string(limits::stop_sequence_bytes_max) + " bytes each",
+                    "stop");
+    else
+        options.value("stop", *stop);
+}
+
 /// Everything that the answer echoes or the step uses, in the order of the answer's keys.
 void read_options(FieldReader& fields, TurnRequest& turn) {
     OptionsWriter options(turn.options);
@@ -191,6 +218,7 @@ void read_options(FieldReader& fields, TurnRequest& turn) {
     if (const auto tier = short_text(fields, "service_tier")) options.field("service_tier").string(*tier);
     turn.metadata = read_metadata(fields);
     if (turn.metadata != "{}") options.field("metadata").raw(turn.metadata);
+    read_extensions(fields, options);
     for (const std::string_view key : {"safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user"})
         if (const auto text = short_text(fields, key)) options.field(key).string(*text);
     options.close();
