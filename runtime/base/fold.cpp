@@ -18,7 +18,7 @@ uint64_t be(std::string_view bytes) {
 }
 
 void append_session(std::string& out, const SessionKey& key, uint16_t shard_count) {
-    append_be(out, shard_of(key.tenant, key.session.family, shard_count).value);
+    append_be(out, shard_of(key, shard_count).value);
     append_be(out, uint16_t{0});
     append_be(out, key.tenant.value);
     append_be(out, key.session.family.value);
@@ -48,6 +48,17 @@ std::string key_row_key(const SessionKey& key, const KeyHash& hash, uint16_t sha
     out.reserve(48);
     append_session(out, key, shard_count);
     out.append(reinterpret_cast<const char*>(hash.data()), hash.size());
+    return out;
+}
+
+std::string memory_row_key(const SessionKey& key, uint16_t shard_count) {
+    std::string out;
+    out.reserve(24);
+    append_be(out, shard_of(key, shard_count).value);
+    append_be(out, uint16_t{0});
+    append_be(out, key.tenant.value);
+    append_be(out, key.session.high);
+    append_be(out, key.session.low);
     return out;
 }
 

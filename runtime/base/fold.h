@@ -24,8 +24,9 @@ enum class Table : uint8_t {
     open,    // session -> (empty): has an open turn, is taken up after a start
     entity,  // shard, kind, name -> body
     meta,    // applied position, format, node
+    memory,  // shard, tenant, user, memory -> body: the memories of users, one row each
 };
-constexpr size_t table_count = 7;
+constexpr size_t table_count = 8;
 
 struct RowOp {
     Table table = Table::head;
@@ -58,6 +59,9 @@ class Fold {
 std::string session_row_key(const SessionKey& key, uint16_t shard_count = shard_count_default);
 std::string turn_row_key(const SessionKey& key, TurnNo turn, uint16_t shard_count = shard_count_default);
 std::string key_row_key(const SessionKey& key, const KeyHash& hash, uint16_t shard_count = shard_count_default);
+/// Of an entity that stands by itself, as memory_key() names it: shard (2 bytes), 0 (2), tenant (4), user (8), memory
+/// (8).
+std::string memory_row_key(const SessionKey& key, uint16_t shard_count = shard_count_default);
 /// Due time (8), then the session prefix.
 std::string due_row_key(TimeMs due, const SessionKey& key, uint16_t shard_count = shard_count_default);
 std::optional<SessionKey> parse_session_row_key(std::string_view row_key);  // of the first 32 bytes

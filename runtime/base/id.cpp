@@ -165,4 +165,9 @@ ShardId shard_of(TenantId tenant, FamilyId family, uint16_t shard_count) {
     return ShardId{static_cast<uint16_t>(xxh64({bytes, sizeof bytes}) % shard_count)};
 }
 
+ShardId shard_of(const SessionKey& key, uint16_t shard_count) {
+    const FamilyId family = key.session.valid() ? key.session.family : FamilyId{key.session.high};
+    return shard_of(key.tenant, family, shard_count);
+}
+
 }  // namespace mainstay

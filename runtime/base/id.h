@@ -71,6 +71,9 @@ void append_text(std::string& out, const ItemId& id, std::string_view prefix);
 constexpr uint16_t shard_count_default = 1024;
 /// Shard = hash(tenant, family) (xxHash64 of the 12 little-endian bytes, seed 0) modulo the shard count.
 ShardId shard_of(TenantId tenant, FamilyId family, uint16_t shard_count = shard_count_default);
+/// The same of a key. An entity that stands by itself (family 0: a user's memory) has its owner's digest in `high`, and
+/// that is hashed in the family's place.
+ShardId shard_of(const SessionKey& key, uint16_t shard_count = shard_count_default);
 
 /// 16 bytes of BLAKE2b over an idempotency key and its scope.
 using KeyHash = std::array<uint8_t, 16>;

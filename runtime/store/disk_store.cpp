@@ -315,6 +315,17 @@ Result<std::vector<std::string>> DiskStore::entities() {
     return out;
 }
 
+Result<std::optional<std::string>> DiskStore::read_memory(const SessionKey& key) {
+    const std::string row_key = memory_row_key(key, config_.shard_count);
+    const auto records = tail_.records_of(key);  // the tail first, as in load()
+    if (!records.empty()) {
+        auto rows = fold_tail(key, records);
+        if (!rows) return rows.error();
+        if (auto row = row_after(*rows, Table::memory, row_key)) return std::move(*row);
+    }
+    return state_->get(Table::memory, row_key);
+}
+
 StoreStats DiskStore::stats() const {
     StoreStats stats;
     {

@@ -66,6 +66,7 @@ class DiskStore final : public Store {
     std::vector<SessionKey> resting_in_tail() override;
     void on_applied(std::function<void()> callback) override;
     Result<std::vector<std::string>> entities() override;
+    Result<std::optional<std::string>> read_memory(const SessionKey& key) override;
     StoreStats stats() const override;
     void flush() override;
 

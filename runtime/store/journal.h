@@ -29,7 +29,7 @@ class AckTarget {
 
 enum class RecordKind : uint8_t {
     events = 1,    // payload: packed EventBatch of one session
-    entity = 2,    // payload: packed Entity; session holds only the tenant
+    entity = 2,    // payload: packed Entity; session holds only the tenant, or names a user's memory (family 0)
     promise = 3,   // an epoch promised for a shard (all shards: shard 0xffff)
     truncate = 4,  // shard, index: what follows index in this shard is void
 };
@@ -99,6 +99,10 @@ class Store {
     virtual void on_applied(std::function<void()> callback) = 0;
     /// Bodies of entities, latest version of each (kind, name) and all versions still referenced, in LMDB or tail.
     virtual Result<std::vector<std::string>> entities() = 0;
+    /// The row of one user's memory, by the key under which its records were appended; sees every append that was
+    /// acknowledged before the call. Memories are not among entities(): a node may have any number of them, and reads
+    /// one by one.
+    virtual Result<std::optional<std::string>> read_memory(const SessionKey& key) = 0;
 
     virtual StoreStats stats() const = 0;
     /// Returns when everything appended so far is applied and synced (drain, tests). Bounded by the caller's patience.

@@ -14,7 +14,8 @@
 namespace mainstay {
 namespace {
 
-constexpr std::string_view table_names[table_count] = {"head", "turn", "key", "due", "open", "entity", "meta"};
+constexpr std::string_view table_names[table_count] = {"head", "turn",   "key",  "due",
+                                                       "open", "entity", "meta", "memory"};
 constexpr size_t frame_header_bytes = 8;
 constexpr unsigned readers_max = 512;
 constexpr size_t pooled_readers_max = 64;

@@ -401,6 +401,14 @@ Result<std::vector<std::string>> MemoryStore::entities() {
     return out;
 }
 
+Result<std::optional<std::string>> MemoryStore::read_memory(const SessionKey& key) {
+    const std::string row_key = memory_row_key(key, config_.shard_count);
+    auto rows = fold_tail(key, tail_->records_of(key));
+    if (!rows) return rows.error();
+    if (auto row = row_after(*rows, Table::memory, row_key)) return std::move(*row);
+    return read_row(Table::memory, row_key);
+}
+
 StoreStats MemoryStore::stats() const {
     StoreStats stats = stats_;
     stats.append_queue_bytes = queue_bytes_;

@@ -94,6 +94,7 @@ class MemoryStore final : public Store {
     std::vector<SessionKey> resting_in_tail() override;
     void on_applied(std::function<void()> callback) override { on_applied_ = std::move(callback); }
     Result<std::vector<std::string>> entities() override;
+    Result<std::optional<std::string>> read_memory(const SessionKey& key) override;
     StoreStats stats() const override;
     /// Runs all steps.
     void flush() override { run(); }

@@ -47,9 +47,7 @@ RecordHeader header_of(const Append& append, Epoch epoch, uint16_t shard_count) 
     RecordHeader header;
     header.epoch = epoch;
     header.kind = append.kind;
-    header.shard = append.kind == RecordKind::promise
-                       ? ShardId{shard_all}
-                       : shard_of(append.session.tenant, append.session.session.family, shard_count);
+    header.shard = append.kind == RecordKind::promise ? ShardId{shard_all} : shard_of(append.session, shard_count);
     if (append.at_rest) header.flags |= record_at_rest;
     if (append.deletes) header.flags |= record_deletes;
     header.event_count = append.event_count;

@@ -88,9 +88,11 @@ std::vector<std::pair<SessionKey, std::vector<TailRecord>>> Tail::entities() con
     std::lock_guard lock(mutex_);
     std::map<SessionKey, std::vector<TailRecord>> found;
     for (const auto& generation : generations_)
-        for (const auto& [key, records] : generation->sessions)
+        for (const auto& [key, records] : generation->sessions) {
+            if (key.session != SessionId{}) continue;
             for (const auto& record : records)
                 if (record.kind == RecordKind::entity) found[key].push_back(record);
+        }
     return {found.begin(), found.end()};
 }
 

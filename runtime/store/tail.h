@@ -61,7 +61,7 @@ class Tail {
     std::vector<SessionKey> resting() const;
     /// Indexes of the shards in the tail, the highest last.
     std::vector<std::pair<uint16_t, uint64_t>> indexes() const;
-    /// Tenants' entity records, grouped by tenant, in order.
+    /// Tenants' entity records, grouped by tenant, in order; memories of users, which have keys of their own, left out.
     std::vector<std::pair<SessionKey, std::vector<TailRecord>>> entities() const;
 
     /// The oldest generation, sealed: nothing is added to it any more. It stays visible to readers until drop().

@@ -36,6 +36,7 @@ class CountingStore final : public Store {
     std::vector<SessionKey> resting_in_tail() override { return store_.resting_in_tail(); }
     void on_applied(std::function<void()> callback) override { store_.on_applied(std::move(callback)); }
     Result<std::vector<std::string>> entities() override { return store_.entities(); }
+    Result<std::optional<std::string>> read_memory(const SessionKey& key) override { return store_.read_memory(key); }
     StoreStats stats() const override { return store_.stats(); }
     void flush() override { store_.flush(); }
 

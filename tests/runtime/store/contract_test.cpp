@@ -252,6 +252,54 @@ TEST_CASE_TEMPLATE("store: entities are found in the tail and in the state, the 
     CHECK(h.store().entities().value() == std::vector<std::string>{"V2", "V1"});
 }
 
+TEST_CASE_TEMPLATE("store: a user's memory is read by its key, from tail and state, and is no entity of the node", H,
+                   DiskHarness, MemoryHarness) {
+    H h;
+    auto acks = std::make_shared<Acks>();
+    uint64_t last = 0;
+    const auto keep = [&](uint64_t user, std::string payload) {
+        Append append;
+        append.kind = RecordKind::entity;
+        append.session = {TenantId{7}, SessionId{FamilyId{}, user, 1}};
+        append.first_sequence = Sequence{++last};
+        append.event_count = 1;
+        append.payload = std::move(payload);
+        append.target = acks;
+        h.store().append(std::move(append));
+        h.settle([&] { return acks->durable() == last; });
+    };
+    const auto read = [&](uint64_t user, uint32_t tenant = 7) {
+        const auto row = h.store().read_memory({TenantId{tenant}, SessionId{FamilyId{}, user, 1}});
+        REQUIRE(row.ok());
+        return row->value_or("(none)");
+    };
+    CHECK(read(1) == "(none)");
+    keep(1, "Mone");
+    keep(2, "Mtwo");
+    CHECK(read(1) == "one");  // from the tail
+    CHECK(read(2) == "two");
+    CHECK(read(1, 8) == "(none)");
+    h.store().flush();
+    CHECK(read(1) == "one");  // from the state
+    keep(1, "Mnewer");
+    CHECK(read(1) == "newer");  // the tail counts
+    CHECK(read(2) == "two");
+    keep(2, "D");
+    CHECK(read(2) == "(none)");
+    CHECK(h.store().entities().value().empty());
+    CHECK(h.store().sessions_in_tail().empty());
+    CHECK(h.store().resting_in_tail().empty());
+    SUBCASE("applied before the restart") { h.store().flush(); }
+    SUBCASE("not applied before the restart") {}
+    h.restart();
+    CHECK(read(1) == "newer");
+    CHECK(read(2) == "(none)");
+    h.store().flush();
+    CHECK(read(1) == "newer");
+    CHECK(read(2) == "(none)");
+    CHECK(h.store().entities().value().empty());
+}
+
 TEST_CASE_TEMPLATE("store: on_applied is called after each applied transaction", H, DiskHarness, MemoryHarness) {
     H h;
     std::atomic<int> calls{0};

@@ -26,12 +26,20 @@ inline SessionKey session_key(uint64_t n, uint32_t tenant = 7) {
 }
 
 /// Payloads: one letter, then text. T: a settled turn with that text (turn number = sequence); O: a turn is open;
-/// D: the session is deleted; E<8 letters><body>: an entity. The head is the last sequence and the number of turns.
+/// D: the session is deleted; E<8 letters><body>: an entity; under a memory's key M<body>: the memory, D: it is
+/// deleted. The head is the last sequence and the number of turns.
 class TestFold final : public Fold {
   public:
     Result<void> fold(const SessionKey& key, std::optional<std::string_view> head,
                       const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) override {
         ++folds;
+        if (!key.session.valid() && key.session != SessionId{}) {
+            const std::string row_key = memory_row_key(key);
+            const std::string_view last = records.back().payload;
+            rows.push_back({Table::memory, row_key, std::nullopt, true});
+            if (last[0] == 'M') rows.push_back({Table::memory, row_key, std::string(last.substr(1)), false});
+            return {};
+        }
         if (!key.session.valid()) {
             for (const auto& record : records)
                 rows.push_back({Table::entity, std::string(record.payload.substr(1, 8)),
