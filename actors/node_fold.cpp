@@ -20,11 +20,30 @@ std::string entity_row_key(const SessionKey& key, const EntityRecord& entity, ui
     return out;
 }
 
+/// The newest record is the memory as it is; earlier ones only matter where they removed something.
+Result<void> fold_memory(const SessionKey& key, const std::vector<FoldRecord>& records, std::vector<RowOp>& rows,
+                         uint16_t shard_count) {
+    bool removed = false;
+    const FoldRecord* newest = nullptr;  // null: the memory as a whole was removed
+    for (const auto& record : records) {
+        const auto memory = decode_entity(record.payload);
+        if (!memory) return memory.error();
+        removed = removed || memory->removed;
+        newest = memory->body.empty() ? nullptr : &record;
+    }
+    const std::string row_key = memory_row_key(key, shard_count);
+    // A deletion by prefix tells the store that text has gone, which it then erases from its files.
+    if (removed) rows.push_back({Table::memory, row_key, std::nullopt, true});
+    if (newest) rows.push_back({Table::memory, row_key, std::string(newest->payload), false});
+    return {};
+}
+
 }  // namespace
 
 Result<void> NodeFold::fold(const SessionKey& key, std::optional<std::string_view> head,
                             const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) {
     if (key.session.valid()) return sessions_.fold(key, head, records, rows);
+    if (key.session != SessionId{}) return fold_memory(key, records, rows, shard_count_);
     for (const auto& record : records) {
         const auto entity = decode_entity(record.payload);
         if (!entity) return entity.error();

@@ -5,7 +5,8 @@
 //
 // An entity's row: shard (2 bytes), 0 (2), tenant (4), kind padded with NUL to 8, version (8), name padded with NUL to
 // a multiple of 8; all numbers big-endian; the value is the journalled record's payload (schema/entity.capnp). Every
-// version keeps its row, since turns are bound to versions; the latest is the one with the greatest time.
+// version keeps its row, since turns are bound to versions; the latest is the one with the greatest time. A user's
+// memory, whose records have a key of their own, has one row in a table of its own: the newest record's payload.
 
 #include "runtime/session/fold.h"
 

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "runtime/agent/catalogue.h"
+#include "runtime/memory/user_memory.h"
 
 using namespace mainstay;
 
@@ -58,4 +59,42 @@ TEST_CASE("node fold: a record that is no entity is damage") {
     const auto folded = fold.fold({TenantId{1}, {}}, std::nullopt, {{Lsn{1}, Epoch{1}, Sequence{}, "nonsense"}}, rows);
     REQUIRE(!folded.ok());
     CHECK(folded.error().code == ErrorCode::state_damaged);
+}
+
+TEST_CASE("node fold: a user's memory is one row, the newest record's, and its deletions reach the store") {
+    const auto key = memory_key(TenantId{1}, "ann", "customer");
+    const auto record = [](uint64_t version, std::string body, bool removed) {
+        return encode_entity({"memory", "customer", version, std::move(body), 10, "ann", removed});
+    };
+    const std::string set = record(1, "{1}", false), forgot = record(2, "{2}", true), gone = record(3, "", true);
+    struct Row {
+        std::vector<std::string> payloads;
+        bool erases;
+        std::string value;  // "" : no row
+    };
+    const Row rows[] = {{{set}, false, set},
+                        {{set, forgot}, true, forgot},
+                        {{forgot, set}, true, set},
+                        {{set, forgot, gone}, true, ""},
+                        {{gone, set}, true, set}};
+    for (const auto& row : rows) {
+        std::vector<FoldRecord> records;
+        for (const auto& payload : row.payloads) records.push_back({Lsn{1}, Epoch{1}, Sequence{}, payload});
+        std::vector<RowOp> made;
+        NodeFold fold;
+        REQUIRE(fold.fold(key, std::nullopt, records, made).ok());
+        bool erases = false;
+        std::string value;
+        for (const auto& op : made) {
+            CHECK(op.table == Table::memory);
+            CHECK(op.key == memory_row_key(key));
+            if (op.value) value = *op.value;
+            erases = erases || (op.prefix && !op.value);
+        }
+        CHECK(erases == row.erases);
+        CHECK(value == row.value);
+    }
+    std::vector<RowOp> none;
+    NodeFold fold;
+    CHECK_FALSE(fold.fold(key, std::nullopt, {{Lsn{1}, Epoch{1}, Sequence{}, "nonsense"}}, none).ok());
 }
