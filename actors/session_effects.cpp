@@ -247,6 +247,8 @@ void SessionActor::model_settled(ModelSettled& settled) {
     Decided decided;
     if (auto* result = std::get_if<ModelResult>(&settled.outcome)) {
         node_.metrics.step_settled("model");
+        node_.metrics.model_tokens(result->usage.input_tokens, result->usage.cached_tokens,
+                                   result->usage.output_tokens);
         ++steps_settled_;
         ModelStepDone done;
         done.turn = step.turn;

@@ -66,7 +66,8 @@ class Upstream:
                 self.begin()
                 for at in range(0, len(text), 7):
                     self.chunk({"role": "assistant", "content": text[at:at + 7]})
-                self.chunk({}, "stop", {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18})
+                self.chunk({}, "stop", {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18,
+                                        "prompt_tokens_details": {"cached_tokens": 8}})
                 self.wfile.write(b"data: [DONE]\n\n")
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -75,13 +76,17 @@ class Upstream:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = "http://127.0.0.1:%d/v1" % self.server.server_address[1]
 
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
     def attempts(self, message):
         with self.lock:
             return [at for at, _, _ in self.seen.get(message, [])]
 
 
-up = Upstream()
-up.behaviour = {
+up, replica = Upstream(), Upstream()
+replica.behaviour = up.behaviour = {
     "fine": lambda h, n, r: h.answer("fine, says the upstream: %s" % r["messages"][-1]["content"]),
     # The rest comes only when the first part has been heard at the other end: passed on as it comes, or never in time.
     "paced": lambda h, n, r: (h.begin(), h.chunk({"role": "assistant", "content": "first part, "}), up.heard.wait(10),
@@ -114,11 +119,12 @@ up.behaviour = {
 
 MODELS = {
     "up": 'name = "up"\nbase_url = ["%s"]\nupstream_model = "fake-1"\ncontext_window = 100000\napi_key = { env = "FAKE_KEY" }\n' % up.url,
+    "pair": 'name = "pair"\nbase_url = ["%s", "%s"]\ncontext_window = 100000\n' % (up.url, replica.url),
     "nowhere": 'name = "nowhere"\nbase_url = ["http://127.0.0.1:9/v1"]\ncontext_window = 1000\n',
 }
 RETRY = '[retry]\nmax_attempts = 3\nbackoff = "20ms..80ms"\n'
 AGENTS = {"up": agent("up", "up", extra='instructions = "Be kind."\n' + RETRY),
-          "nowhere": agent("nowhere", "nowhere", extra=RETRY)}
+          "pair": agent("pair", "pair", extra=RETRY), "nowhere": agent("nowhere", "nowhere", extra=RETRY)}
 
 
 def start():
@@ -140,10 +146,15 @@ def answers_and_requests():
     turn = daemon.turn("up", "fine one", conversation)
     check(text_of(turn) == "fine, says the upstream: fine one", "the text arrives", turn["output"])
     check(turn["usage"]["input_tokens"] == 11 and turn["usage"]["output_tokens"] == 7, "usage arrives", turn["usage"])
+    check(turn["usage"]["input_tokens_details"]["cached_tokens"] == 8, "and what of it the upstream had cached", turn["usage"])
     check("simulated" not in turn["usage"], "a real upstream is not labelled simulated")
     daemon.turn("up", "fine two", conversation)
     _, request, headers = up.seen["fine two"][0]
     check(headers.get("Authorization") == "Bearer sk-VERYSECRET", "the key is sent", headers)
+    check("prompt_cache_key" not in request, "no field that a strict server would refuse", request)
+    counted = daemon.request("GET", "/metrics").raw.decode()
+    check('mainstay_model_tokens_total{kind="cached"} 16' in counted and 'mainstay_model_tokens_total{kind="input"} 22' in counted,
+          "cached tokens are counted", counted)
     check(request["model"] == "fake-1" and request["stream"] is True, "model name and stream", request)
     roles = [(m["role"], m["content"]) for m in request["messages"]]
     check(roles == [("system", "Be kind."), ("user", "fine one"), ("assistant", "fine, says the upstream: fine one"),
@@ -157,6 +168,41 @@ def answers_and_requests():
     turn, _, _ = ask(daemon, "json please")
     check(text_of(turn) == "not streamed", "an answer that is not streamed is taken", turn)
     check("sk-VERYSECRET" not in daemon.log(), "the key is in no log")
+    check(daemon.stop() == 0, "the daemon stops clean")
+
+
+def sessions_stick():
+    """A session's requests go to one of several addresses; where one is lost, its sessions move and no others do."""
+    daemon = start()
+
+    def place(message):
+        return ["up" if one is up else "replica" for one in (up, replica) if one.seen.get(message)]
+
+    conversations = [daemon.conversation() for _ in range(16)]
+    homes, digests = {}, {}
+    for conversation in conversations:
+        for turn in range(2):
+            message = "fine %s %d" % (conversation, turn)
+            daemon.turn("pair", message, conversation)
+            homes.setdefault(conversation, []).extend(place(message))
+            for _, _, headers in up.seen.get(message, []) + replica.seen.get(message, []):
+                digests.setdefault(conversation, set()).add(headers.get("X-Session-Id"))
+    check(all(len(seen) == 2 and seen[0] == seen[1] for seen in homes.values()), "both turns at one address", homes)
+    check({seen[0] for seen in homes.values()} == {"up", "replica"}, "sessions are spread", homes)
+    check(all(len(seen) == 1 for seen in digests.values()), "one digest a session", digests)
+    check(len({seen for one in digests.values() for seen in one}) == 16, "and no two sessions share it", digests)
+    check(not any(digest in conversation for conversation in conversations for one in digests.values() for digest in one),
+          "which is not the id", digests)
+    replica.stop()
+    noticed = []
+    for conversation in conversations:
+        message = "fine %s after" % conversation
+        turn = daemon.turn("pair", message, conversation)
+        check(turn["status"] == "completed", "the turn completes", turn)
+        check(place(message) == ["up"], "where there is an answer", conversation)
+        if any("transient" in json.dumps(event["event"]) for event in daemon.events(conversation)):
+            noticed.append(homes[conversation][0])
+    check(noticed == ["replica"], "the first session of the lost address noticed, and nobody else", noticed)
     check(daemon.stop() == 0, "the daemon stops clean")
 
 
@@ -231,6 +277,6 @@ def cancel_reaches_upstream():
 
 if __name__ == "__main__":
     try:
-        run(answers_and_requests, retries, failures, cancel_reaches_upstream)
+        run(answers_and_requests, sessions_stick, retries, failures, cancel_reaches_upstream)
     finally:
         up.closing.set()
