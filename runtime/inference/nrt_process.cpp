@@ -284,6 +284,7 @@ class NrtProcessDevice final : public Device {
         caps_ = std::move(ready->caps);
         if (const char* wrong = implausible(caps_))
             return loading_failed(lose(DeviceFault::hardware, std::string("told impossible ") + wrong).message);
+        check_.emplace(caps_);
         return {};
     }
 
@@ -291,9 +292,11 @@ class NrtProcessDevice final : public Device {
 
     DeviceResult<StepResult> run(const Step& step) override {
         const auto start = Clock::now();
+        if (lost_) return *lost_;
+        if (auto checked = check_->check(step); !checked) return checked.error();
         size_t logits = 0;
         for (const StepRow& row : step.rows) logits += row.want_logits ? caps_.vocabulary : 0;
-        if (logits > limits::nrt_frame_bytes_max / (2 * sizeof(float)))
+        if (logits > nrt_logits_max)
             return refused_step(DeviceFault::unsupported, "logits of so many rows do not fit one message");
         auto reply = ask(step);
         if (!reply) return reply.error();
@@ -311,6 +314,10 @@ class NrtProcessDevice final : public Device {
     }
 
     DeviceResult<> copy_blocks(std::span<const BlockCopy> copies) override {
+        if (lost_) return *lost_;
+        if (auto checked = check_->check_copies(copies); !checked) return checked;
+        if (copies.size() > limits::device_blocks_max)
+            return refused_step(DeviceFault::bad_shape, "more copies than a device has blocks");
         auto reply = ask(std::vector<BlockCopy>(copies.begin(), copies.end()));
         if (!reply) return reply.error();
         if (!std::holds_alternative<NrtDone>(reply->what))
@@ -319,6 +326,8 @@ class NrtProcessDevice final : public Device {
     }
 
     DeviceResult<std::string> export_block(BlockId block, uint32_t tokens) const override {
+        if (lost_) return *lost_;
+        if (auto checked = check_->check_export(block, tokens); !checked) return checked.error();
         auto reply = ask(NrtExportBlock{block, tokens});
         if (!reply) return reply.error();
         auto* exported = std::get_if<NrtExported>(&reply->what);
@@ -328,6 +337,8 @@ class NrtProcessDevice final : public Device {
     }
 
     DeviceResult<uint32_t> import_block(BlockId block, std::string_view bytes) override {
+        if (lost_) return *lost_;
+        if (auto checked = check_->check_block(block); !checked) return checked.error();
         auto reply = ask(NrtImportBlock{block, std::string(bytes)});
         if (!reply) return reply.error();
         const auto* imported = std::get_if<NrtImported>(&reply->what);
@@ -373,7 +384,7 @@ class NrtProcessDevice final : public Device {
     /// from, it is killed.
     template <class Question>
     DeviceResult<NrtReply> ask(Question question) const {
-        if (lost_) return *lost_;
+        INVARIANT(!lost_, "a worker to ask");
         const uint64_t call = ++calls_;
         const std::string frame = encode_nrt_request({call, std::move(question)});
         if (frame.empty()) return refused_step(DeviceFault::unsupported, "the request is too large for one message");
@@ -472,7 +483,8 @@ class NrtProcessDevice final : public Device {
     const uint32_t step_timeout_ms_;
     const std::string cores_;
     DeviceCaps caps_;
-    NrtStepped stepped_;  // the logits of the last step
+    std::optional<StepCheck> check_;  // the worker checks too: it believes nobody either
+    NrtStepped stepped_;              // the logits of the last step
     // Asking does not change the device, but may find that it is lost.
     mutable uint32_t waiting_ms_ = 0;
     mutable uint64_t calls_ = 0;

@@ -31,8 +31,15 @@ template <class List, class T>
 void fill(List to, const T& from) {
     for (unsigned i = 0; i < from.size(); ++i) to.set(i, from[i]);
 }
+/// A few bytes can claim many elements, which cost memory only here.
+template <class List>
+List bounded(List list, size_t most) {
+    if (list.size() > most) throw Malformed{"a list is too long"};
+    return list;
+}
 template <class T, class List>
-std::vector<T> copy_list(List from) {
+std::vector<T> copy_list(List from, size_t most) {
+    bounded(from, most);
     std::vector<T> out;
     out.reserve(from.size());
     for (const auto value : from) out.push_back(value);
@@ -88,9 +95,9 @@ DeviceCaps get(wire::DeviceCaps::Reader from) {
     caps.prefills_max = from.getPrefillsMax();
     caps.mixed_steps = from.getMixedSteps();
     caps.strict = from.getStrict();
-    caps.prefill_buckets = copy_list<uint32_t>(from.getPrefillBuckets());
-    caps.decode_buckets = copy_list<uint32_t>(from.getDecodeBuckets());
-    caps.context_buckets = copy_list<uint32_t>(from.getContextBuckets());
+    caps.prefill_buckets = copy_list<uint32_t>(from.getPrefillBuckets(), limits::device_tokens_max);
+    caps.decode_buckets = copy_list<uint32_t>(from.getDecodeBuckets(), limits::device_rows_max);
+    caps.context_buckets = copy_list<uint32_t>(from.getContextBuckets(), limits::nrt_graphs_max);
     caps.kv_export = from.getKvExport();
     caps.logit_mask = from.getLogitMask();
     caps.deterministic = from.getDeterministic();
@@ -129,18 +136,18 @@ Step get(wire::DeviceStep::Reader from) {
     step.token_bucket = from.getTokenBucket();
     step.row_bucket = from.getRowBucket();
     step.context_bucket = from.getContextBucket();
-    for (const auto row : from.getRows()) {
+    for (const auto row : bounded(from.getRows(), limits::device_rows_max)) {
         StepRow& out = step.rows.emplace_back();
         out.sequence = row.getSequence();
         out.epoch = row.getEpoch();
-        out.tokens = copy_list<TokenId>(row.getTokens());
+        out.tokens = copy_list<TokenId>(row.getTokens(), limits::device_tokens_max);
         out.position = row.getPosition();
-        out.block_table = copy_list<BlockId>(row.getBlockTable());
+        out.block_table = copy_list<BlockId>(row.getBlockTable(), limits::model_context_max);
         out.want_token = row.getWantToken();
         out.want_logits = row.getWantLogits();
         out.sampling = {row.getTemperature(), row.getTopK(), row.getTopP()};
         out.seed = row.getSeed();
-        out.allowed = copy_list<uint64_t>(row.getAllowed());
+        out.allowed = copy_list<uint64_t>(row.getAllowed(), limits::model_vocabulary_max / 64);
     }
     return step;
 }
@@ -168,7 +175,8 @@ void put(wire::DeviceStepResult::Builder to, const StepResult& result) {
 NrtStepped get(wire::DeviceStepResult::Reader from) {
     NrtStepped out;
     size_t count = 0;
-    for (const auto row : from.getRows()) count += row.getLogits().size();
+    for (const auto row : bounded(from.getRows(), limits::device_rows_max)) count += row.getLogits().size();
+    if (count > nrt_logits_max) throw Malformed{"too many logits"};
     out.logits.reserve(count);  // the spans below look into it
     for (const auto row : from.getRows()) {
         RowResult& result = out.result.rows.emplace_back();
@@ -234,7 +242,8 @@ auto decode(std::string_view bytes, Read&& read) -> Result<decltype(read(typenam
         auto words = kj::heapArray<capnp::word>(bytes.size() / sizeof(capnp::word));
         std::memcpy(words.begin(), bytes.data(), bytes.size());
         capnp::ReaderOptions options;
-        options.traversalLimitInWords = limits::nrt_frame_bytes_max / sizeof(capnp::word);
+        // Lists are looked at twice; what they cost is bounded where they are copied.
+        options.traversalLimitInWords = 4 * limits::nrt_frame_bytes_max / sizeof(capnp::word);
         options.nestingLimit = 8;
         capnp::FlatArrayMessageReader message(words, options);
         return read(message.getRoot<Root>());
@@ -322,7 +331,8 @@ Result<NrtRequest> decode_nrt_request(std::string_view bytes) {
             case wire::DeviceRequest::STEP: out.what = get(root.getStep()); return out;
             case wire::DeviceRequest::COPY_BLOCKS: {
                 std::vector<BlockCopy> copies;
-                for (const auto one : root.getCopyBlocks()) copies.push_back({one.getFrom(), one.getTo()});
+                for (const auto one : bounded(root.getCopyBlocks(), limits::device_blocks_max))
+                    copies.push_back({one.getFrom(), one.getTo()});
                 out.what = std::move(copies);
                 return out;
             }

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "runtime/base/limits.h"
 #include "runtime/base/result.h"
 #include "runtime/inference/device.h"
 
@@ -50,6 +51,8 @@ struct NrtReply {
 };
 
 constexpr size_t nrt_frame_header_bytes = 8;
+/// Floats of one step's result that fit a frame with all else.
+constexpr size_t nrt_logits_max = limits::nrt_frame_bytes_max / 2 / sizeof(float);
 
 /// A whole frame, or empty where the message is beyond limits::nrt_frame_bytes_max.
 std::string encode_nrt_request(const NrtRequest& request);

@@ -159,6 +159,19 @@ TEST_CASE("nrt protocol: frames are bounded, and bytes that are no message are a
     }
     CHECK(!decode_nrt_request("").ok());
     CHECK(!decode_nrt_request("1234567").ok());
+    // A list of a million rows of no bytes, wherever a word can be such a list's tag.
+    Step none = full_step();
+    none.rows.clear();
+    const std::string small = body_of(encode_nrt_request({1, none}));
+    size_t refused = 0;
+    for (size_t at = 8; at < small.size(); at += 8) {
+        std::string bytes = small;
+        const uint64_t tag = uint64_t(1 << 20) << 2;
+        std::memcpy(bytes.data() + at, &tag, sizeof tag);
+        const auto read = decode_nrt_request(bytes);
+        refused += !read.ok() && read.error().message.find("too long") != std::string::npos;
+    }
+    CHECK(refused == 1);
     // Enumerators beyond their lists.
     Step step = full_step();
     step.kind = StepKind(3);
