@@ -76,13 +76,13 @@ struct DeviceSpec {
     double busy_watts = 0;           // of that hardware; 0: as assumed (facts of device_clock.h)
     bool strict = false;             // the constraints of a compiled graph
     uint32_t block_tokens = 0;       // of one KV block
-    uint64_t kv_device_bytes = 0, kv_host_bytes = 0, kv_disk_bytes = 0;  // KV blocks in each tier
+    uint64_t kv_device_bytes = 0, kv_host_bytes = 0, kv_disk_bytes = 0;  // KV blocks; host, disk: 0 none
     uint32_t rows_max = 0;                                               // sequences of one step
     uint32_t tokens_max = 0;                                             // tokens of one step
     uint32_t running_max = 0;                                            // sequences that run at once; 1: one by one
     std::string chat_template;  // a name of docs/MODELS.md; empty: recognised from the model's files
     std::string library;        // nrt: libnrt to load; empty: where it is usually installed
-    std::string visible_cores;  // nrt: NEURON_RT_VISIBLE_CORES of the first device
+    std::string visible_cores;  // nrt: "0-3", shared out over the devices in order
     friend bool operator==(const DeviceSpec&, const DeviceSpec&) = default;
 };
 
