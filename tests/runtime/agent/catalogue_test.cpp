@@ -204,7 +204,6 @@ TEST_CASE("catalogue: the shipped agents and models fit together") {
         for (const auto& bytes : changed.changed_entities(1)) REQUIRE(restarted.load_entity(bytes).ok());
     CHECK(restarted.load_models(config + "models")->changed_entities(2).empty());
     CHECK(restarted.load_agents(config + "agents")->changed_entities(2).empty());
-    CHECK(catalogue.agent("bench"));
     CHECK(catalogue.agent(Settings{}.default_agent));
 }
 

@@ -70,6 +70,18 @@ class Folder {
     fs::path path_;
 };
 
+/// A variable of the environment that this process's only child was started with.
+std::string worker_variable(const std::string& name) {
+    std::ifstream children("/proc/self/task/" + std::to_string(gettid()) + "/children");
+    std::string pid;
+    children >> pid;
+    REQUIRE_FALSE(pid.empty());
+    const std::string all = '\0' + read_file("/proc/" + pid + "/environ");
+    const size_t at = all.find('\0' + name + "=");
+    REQUIRE(at != std::string::npos);
+    return all.c_str() + at + name.size() + 2;
+}
+
 }  // namespace
 
 TEST_CASE("models: every file of config/models is read and passes its check") {
@@ -260,6 +272,7 @@ TEST_CASE("models: compiled graphs are checked, and opened in a worker on the co
     REQUIRE_MESSAGE(device.ok(), (device.ok() ? "" : device.error().message));
     CHECK((*device)->caps().kind == "nrt");
     CHECK((*device)->caps().vocabulary == 272);
+    CHECK(worker_variable("NEURON_RT_VISIBLE_CORES") == "4");
     device->reset();
 
     const auto error_of = [](const ModelSpec& wrong) {
