@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What an operator relies on: drain, lock, metrics, configuration errors, key file, timers and sleeping sessions."""
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -133,6 +134,24 @@ def configuration_errors():
         file = "a.toml" if kind == "agents" else "b.toml"
         check(done.returncode != 0 and "%s:%d" % (file, line) in done.stderr, "a wrong %s file is named with its line" % kind,
               done.stderr)
+    tiny = os.path.join(ROOT, "config", "models", "mainstay_tiny")
+    for name, harm, words in [("fits", lambda folder: None, None),
+                              ("gone", shutil.rmtree, "there is no such folder"),
+                              ("torn", lambda folder: os.truncate(os.path.join(folder, "model.safetensors"), 1 << 20),
+                               "model.safetensors: truncated: tensor"),
+                              ("mute", lambda folder: os.unlink(os.path.join(folder, "tokenizer.json")), "tokenizer.json")]:
+        daemon = Daemon({}, {"own": 'name = "own"\ndevice = "neuron_core_sim"\npath = "files"\n'})
+        folder = os.path.join(daemon.env["MAINSTAY_MODELS__DIRECTORY"], "files")
+        shutil.copytree(tiny, folder)
+        harm(folder)
+        if words is None:
+            daemon.start()
+            check(daemon.stop() == 0, "a model whose files fit each other is taken")
+            continue
+        done = subprocess.run([program, "--config", daemon.config, "--data", daemon.data], capture_output=True, text=True,
+                              timeout=30, env={**os.environ, **daemon.env})
+        check(done.returncode != 0 and "model own: " + folder in done.stderr and words in done.stderr and
+              "model_not_loadable" in done.stderr, "a model's files are checked at the start: %s" % name, done.stderr)
     done = subprocess.run([program, "--config", "/nowhere/x.toml"], capture_output=True, text=True, timeout=30)
     check(done.returncode == 2 and "/nowhere/x.toml" in done.stderr, "a missing file is named", done.stderr)
 
