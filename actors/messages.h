@@ -197,6 +197,11 @@ struct RunToolCall {
     caf::actor session;
 };
 using RunToolCallPtr = std::shared_ptr<RunToolCall>;
+/// To the owner of the users' memories: the record of this revision is on disk.
+struct MemoryCommitted {
+    SessionKey key;  // memory_key()
+    Sequence committed;
+};
 struct ArmTimer {
     SessionKey key;
     TimeMs at = 0;      // 0: no wake-up
@@ -224,6 +229,7 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ToolsReadyPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RetryDecided)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RetryAsked)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RunToolCallPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::MemoryCommitted)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ArmTimer)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::SessionKey)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::TenantId)

@@ -47,7 +47,7 @@ struct NodeContext {
     NodeOptions options;
 
     // Set by the node supervisor when it has spawned them.
-    caf::actor tool_worker{}, timer{}, router{};
+    caf::actor tool_worker{}, timer{}, router{}, user_memories{};
 
     AgentToolsCache agent_tools{};
     std::atomic<uint64_t> next_request{1};  // names model steps and tool calls in this process

@@ -11,6 +11,7 @@
 #include "actors/tenant_supervisor.h"
 #include "actors/timer_actor.h"
 #include "actors/tool_worker.h"
+#include "actors/user_memories.h"
 
 namespace mainstay {
 namespace {
@@ -65,6 +66,7 @@ void resume_some(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* no
 caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node) {
     node->router = self->spawn<caf::monitored>(router, node, caf::actor_cast<caf::actor>(self));
     node->timer = self->spawn<caf::monitored>(timer_actor, node);
+    node->user_memories = self->spawn<caf::monitored>(user_memories, node);
     node->tool_worker = self->spawn<caf::monitored>(tool_worker, node);
     self->set_down_handler([node](caf::down_msg& down) {
         if (node->draining || down.reason == caf::exit_reason::normal) return;
@@ -87,7 +89,7 @@ caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, No
         },
         [self, node](drain_atom) {
             for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, drain_atom::value);
-            for (const auto& child : {node->router, node->timer, node->tool_worker})
+            for (const auto& child : {node->router, node->timer, node->tool_worker, node->user_memories})
                 self->send(child, drain_atom::value);
             self->quit();
         },
@@ -108,7 +110,7 @@ void stop_node(caf::actor_system& system, NodeContext& node, const caf::actor& s
     caf::anon_send(supervisor, drain_atom::value);
     node.models.stop();
     system.await_all_actors_done();
-    node.router = node.timer = node.tool_worker = {};
+    node.router = node.timer = node.tool_worker = node.user_memories = {};
 }
 
 }  // namespace mainstay

@@ -205,6 +205,7 @@ void SessionActor::start_tool(const RunTool& tool) {
     run->call.arguments = tool.arguments;
     run->call.idempotency_key = tool.idempotency_key;
     run->call.timeout_ms = static_cast<uint32_t>(tool.timeout_ms);
+    run->call.principal = turn.principal;
     run->session = caf::actor_cast<caf::actor>(self_);
     tools_.push_back({run->call.call_id, tool.turn, tool.call, tool.attempt});
     crash_point("session.before_dispatch");

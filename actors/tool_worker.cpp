@@ -10,6 +10,8 @@ caf::behavior tool_worker(caf::event_based_actor* self, NodeContext* node) {
     return {
         [self, node](const RunToolCallPtr& run) {
             const auto session = run->session;
+            if (run->call.server_label == builtin_label && is_memory_tool(run->call.name))
+                return self->send(node->user_memories, run);
             if (run->call.server_label == builtin_label) {
                 const auto action = plan_builtin(run->call.name, run->call.arguments);
                 ToolOutcome outcome;

@@ -1,6 +1,7 @@
 #pragma once
 // Runs tool calls whose intents are committed. The builtin `echo` is answered here (it is a real dispatch, so that a
-// benchmark's tool step costs what a tool step costs); all else goes to the tool host. Never retries.
+// benchmark's tool step costs what a tool step costs); calls on a user's memory go to the memories' owner, all else to
+// the tool host. Never retries.
 
 #include <caf/event_based_actor.hpp>
 

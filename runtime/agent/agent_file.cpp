@@ -152,6 +152,40 @@ void read_tools(TableReader& root, Problem& problem, AgentSpec& agent) {
     }
 }
 
+MemorySpec read_memory(const Node& node, Problem& problem) {
+    MemorySpec spec;
+    TableReader memory(node, "memory[0]", problem);
+    spec.name = read_name(memory, "._-");
+    const size_t scope = memory.choice("scope", {"session", "user", "agent", "tenant"}, 0);
+    if (scope > 1)
+        memory.refuse(ErrorCode::not_yet, "scope", "only \"session\" and \"user\" are built");
+    else
+        spec.scope = scope == 1 ? MemoryScope::user : MemoryScope::session;
+    if (spec.scope == MemoryScope::user)
+        spec.bytes_max = memory.size_bytes("max_size", spec.bytes_max, user_memory_bytes_min, memory_bytes_max);
+    else
+        memory.not_yet("max_size", "a session's own memory takes memory_bytes_max");
+    memory.not_yet("write", "the last write wins");
+    memory.not_yet("retain", "entries stay until they are forgotten");
+    memory.finish();
+    return spec;
+}
+
+void read_memories(TableReader& root, Problem& problem, AgentSpec& agent) {
+    const auto* list = root.tables("memory", toolsets_max);
+    if (!list || list->empty()) return;
+    if (list->size() > agent_memories_max)
+        problem.report(ErrorCode::not_yet, (*list)[agent_memories_max], "memory",
+                       "an agent has one memory today (agent_memories_max)");
+    agent.memory = read_memory(list->front(), problem);
+    const bool has_tool = std::any_of(agent.tools.begin(), agent.tools.end(), [](const ToolsetSpec& tool) {
+        return std::find(tool.names.begin(), tool.names.end(), "memory") != tool.names.end();
+    });
+    if (!has_tool && !problem.any())
+        problem.report(ErrorCode::invalid_request, list->front(), "memory",
+                       "is for the builtin tool \"memory\", which no entry of [[tools]] names");
+}
+
 void read_context(TableReader& root, Problem& problem, AgentSpec& agent) {
     const Node* node = root.table("context");
     if (!node) return;
@@ -207,10 +241,10 @@ AgentSpec read_agent(const Node& tree, Problem& problem) {
     agent.max_output_tokens = static_cast<uint32_t>(root.number("max_output_tokens", 0, 0, tokens_per_turn_max));
     read_context(root, problem, agent);
     read_tools(root, problem, agent);
+    read_memories(root, problem, agent);
     read_retry(root, problem, agent);
     read_budget(root, problem, agent);
     root.not_yet("permissions", "`allowed_tools` of a toolset grants tools");
-    root.not_yet("memory", "the builtin tool `memory` keeps the session's own entries");
     root.not_yet("lead");
     root.not_yet("members");
     root.not_yet("supervision");
@@ -236,6 +270,14 @@ CanonicalObject canonical_toolset(const ToolsetSpec& tool) {
     if (!tool.names.empty()) out.put_texts("names", tool.names);
     if (tool.prices) out.put_text_map("prices", *tool.prices);
     if (tool.timeout_ms != 0) out.put_text("timeout", format_duration_ms(tool.timeout_ms));
+    return out;
+}
+
+CanonicalObject canonical_memory(const MemorySpec& memory) {
+    CanonicalObject out;
+    out.put_text("name", memory.name);
+    if (memory.scope == MemoryScope::user) out.put_text("scope", "user");
+    if (memory.bytes_max != MemorySpec{}.bytes_max) out.put_number("max_size", memory.bytes_max);
     return out;
 }
 
@@ -463,6 +505,7 @@ std::string canonical_json(const AgentSpec& agent) {
         for (const auto& tool : agent.tools) tools.push_back(canonical_toolset(tool));
         out.put_objects("tools", tools);
     }
+    if (agent.memory) out.put_objects("memory", {canonical_memory(*agent.memory)});
     if (agent.retry.max_attempts != defaults.retry.max_attempts)
         retry.put_number("max_attempts", agent.retry.max_attempts);
     if (agent.retry.backoff_min_ms != defaults.retry.backoff_min_ms ||

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/base/item.h"
+#include "runtime/base/limits.h"
 
 namespace mainstay {
 
@@ -33,6 +34,16 @@ struct ToolsetSpec {
     uint32_t timeout_ms = 0;                     // of one call; 0: the node's default
 };
 
+/// Whose memory the builtin tool `memory` is: the session's own, or the user's, which all sessions of the user share.
+enum class MemoryScope : uint8_t { session, user };
+
+/// The [[memory]] entry of an agent.
+struct MemorySpec {
+    std::string name;  // of a user's memory; agents that name the same one share it
+    MemoryScope scope = MemoryScope::session;
+    uint64_t bytes_max = limits::memory_bytes_max;  // names and values together; scope user
+};
+
 struct RetrySpec {
     uint32_t max_attempts = 5;                                // of one step, the first included
     uint64_t backoff_min_ms = 1000, backoff_max_ms = 60'000;  // exponential, full jitter
@@ -46,6 +57,7 @@ struct AgentSpec {
     bool truncate_history = true;  // context.truncation = "auto"; false: "disabled", a full context fails the turn
     double compact_at = 0.0;       // share of the context window; 0: never
     std::vector<ToolsetSpec> tools;
+    std::optional<MemorySpec> memory;  // none: the session's own
     RetrySpec retry;
     uint32_t steps_per_turn = 32;
     uint32_t tokens_per_turn = 0;  // 0: no bound

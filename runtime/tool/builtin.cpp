@@ -18,18 +18,20 @@ constexpr std::array<BuiltinTool, 9> tools{{
     {"memory", "memory_get", "Read one value from this session's memory.",
      R"({"type":"object","properties":{"key":{"type":"string","description":"Name of the value."}},)"
      R"("required":["key"],"additionalProperties":false})",
-     EffectClass::read},
+     EffectClass::read, "Read one value that was remembered for this user, in this session or an earlier one."},
     {"memory", "memory_set", "Keep a value in this session's memory under a name; replaces an earlier value.",
      R"({"type":"object","properties":{"key":{"type":"string","description":"Name of the value, at most 256 bytes."},)"
      R"("value":{"type":"string","description":"The value, at most 8192 bytes."}},)"
      R"("required":["key","value"],"additionalProperties":false})",
-     EffectClass::idempotent},
+     EffectClass::idempotent,
+     "Remember a value for this user under a name, also for later sessions; replaces an earlier value."},
     {"memory", "memory_delete", "Forget one value of this session's memory.",
      R"({"type":"object","properties":{"key":{"type":"string","description":"Name of the value."}},)"
      R"("required":["key"],"additionalProperties":false})",
-     EffectClass::idempotent},
+     EffectClass::idempotent, "Forget one value that was remembered for this user."},
     {"memory", "memory_list", "List the names of the values in this session's memory.",
-     R"({"type":"object","properties":{},"additionalProperties":false})", EffectClass::read},
+     R"({"type":"object","properties":{},"additionalProperties":false})", EffectClass::read,
+     "List the names of the values that were remembered for this user."},
     {"clock", "clock_now", "The present time in UTC, RFC 3339.",
      R"({"type":"object","properties":{},"additionalProperties":false})", EffectClass::read},
     {"clock", "clock_sleep", "Wait for a time, even across restarts of the server, then go on.",
@@ -138,6 +140,11 @@ bool is_builtin_group(std::string_view group) {
         if (tool.group == group) return true;
     }
     return false;
+}
+
+bool is_memory_tool(std::string_view name) {
+    const BuiltinTool* tool = find_builtin(name);
+    return tool && tool->group == "memory";
 }
 
 BuiltinAction plan_builtin(std::string_view name, std::string_view arguments_text, const PriceList* prices) {

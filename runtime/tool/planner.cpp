@@ -42,7 +42,8 @@ uint32_t timeout_of(const ToolsetSpec& toolset, uint32_t otherwise) {
     return toolset.timeout_ms != 0 ? toolset.timeout_ms : otherwise;
 }
 
-void add_builtin(const ToolsetSpec& toolset, uint32_t timeout_ms_default, std::vector<ExposedTool>& tools) {
+void add_builtin(const ToolsetSpec& toolset, bool memory_of_user, uint32_t timeout_ms_default,
+                 std::vector<ExposedTool>& tools) {
     for (const auto& tool : builtin_tools()) {
         if (!contains(toolset.names, tool.group) || !allows(toolset, tool.name)) continue;
         const bool twice = std::any_of(tools.begin(), tools.end(), [&](const ExposedTool& other) {
@@ -57,6 +58,8 @@ void add_builtin(const ToolsetSpec& toolset, uint32_t timeout_ms_default, std::v
         exposed.effect = tool.effect;
         exposed.timeout_ms = timeout_of(toolset, timeout_ms_default);
         exposed.prices = toolset.prices;
+        exposed.of_user = memory_of_user && is_memory_tool(tool.name);
+        if (exposed.of_user) exposed.description = tool.description_of_user;
         tools.push_back(std::move(exposed));
     }
 }
@@ -178,7 +181,7 @@ std::vector<ExposedTool> exposed_tools(const AgentSpec& agent, const std::vector
     std::vector<ExposedTool> tools;
     for (const auto& toolset : agent.tools) {
         if (toolset.type == ToolsetType::builtin) {
-            add_builtin(toolset, timeout_ms_default, tools);
+            add_builtin(toolset, agent.memory && agent.memory->scope == MemoryScope::user, timeout_ms_default, tools);
         } else if (find_toolset(agent, toolset.server_label) == &toolset && toolset.server_label != builtin_label) {
             add_server(toolset, infos, timeout_ms_default, tools);
         }
@@ -218,6 +221,9 @@ PlannedCall plan_call(const std::vector<ExposedTool>& exposed, const std::vector
     if (tool->server_label == builtin_label) {
         planned.disposition = PlannedCall::Disposition::builtin;
         planned.action = plan_builtin(tool->tool, planned.arguments, tool->prices.get());
+        // What the arguments already decide needs nobody else; a memory that sessions share does.
+        if (tool->of_user && planned.action.kind != BuiltinAction::Kind::answer)
+            planned.disposition = PlannedCall::Disposition::run;
         if (planned.arguments.size() > limits::tool_arguments_bytes_max) planned.arguments.clear();
         return planned;
     }

@@ -31,6 +31,7 @@ struct ExposedTool {
     EffectClass effect = EffectClass::once;
     uint32_t timeout_ms = 0;
     std::shared_ptr<const PriceList> prices;  // of the builtin tool price
+    bool of_user = false;                     // the builtin tool memory, on the user's memory: its calls are dispatched
 };
 
 /// A call as the model wrote it.

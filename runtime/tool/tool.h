@@ -37,6 +37,7 @@ struct ToolCall {
     std::string arguments;        // JSON object text
     std::string idempotency_key;  // stable over attempts
     uint32_t timeout_ms = 0;
+    std::string principal;  // who submitted the turn
 };
 
 struct ToolOutcome {

@@ -236,7 +236,7 @@ text = "First you said: {first_input}"
         run();
         store_->run();  // acknowledges to nobody, but lets go of the actors that appended
         process_->supervisor = {};
-        process_->node.router = process_->node.timer = process_->node.tool_worker = {};
+        process_->node.router = process_->node.timer = process_->node.tool_worker = process_->node.user_memories = {};
         for (auto& call : tools.calls) call.done = nullptr;
         if (process_->system.registry().running() != 0) {
             std::fprintf(stderr, "%zu actors are left after a drain\n", process_->system.registry().running());

@@ -138,11 +138,17 @@ TEST_CASE("agent file: an unknown key is refused with its place") {
 
 TEST_CASE("agent file: a reserved word that is not built is refused by name") {
     const std::string mcp = head + "[[tools]]\ntype=\"mcp\"\nserver_label=\"x\"\ncommand=[\"x\"]\n";
+    const std::string memory = head + "[[tools]]\ntype=\"builtin\"\nnames=[\"memory\"]\n[[memory]]\nname=\"x\"\n";
     const std::pair<std::string, std::string> rows[] = {
         {head + "[[permissions]]\neffect=\"ask\"\n", "permissions"},
         {head + "[budget]\nusd_per_session=1.0\n", "budget.usd_per_session"},
         {head + "[budget]\non_breach=\"ask\"\n", "budget.on_breach"},
-        {head + "[[memory]]\nname=\"x\"\n", "memory"},
+        {memory + "scope=\"agent\"\n", "memory[0].scope"},
+        {memory + "scope=\"tenant\"\n", "memory[0].scope"},
+        {memory + "max_size=\"8KB\"\n", "memory[0].max_size"},
+        {memory + "scope=\"user\"\nwrite=\"cas\"\n", "memory[0].write"},
+        {memory + "scope=\"user\"\nretain=\"90d\"\n", "memory[0].retain"},
+        {memory + "[[memory]]\nname=\"y\"\n", "memory"},
         {mcp + "sandbox={}\n", "tools[0].sandbox"},
         {mcp + "server_url=\"http://x\"\n", "tools[0].server_url"},
         {mcp + "authorization={secret=\"x\"}\n", "tools[0].authorization"},
@@ -163,6 +169,41 @@ TEST_CASE("agent file: a reserved word that is not built is refused by name") {
     for (const auto* text :
          {"name=\"m\"\nfallback=[\"x\"]\n", "name=\"m\"\nbase_url=\"http://x\"\napi_key={file=\"x\"}\n"})
         CHECK(model_error_of(text).code == ErrorCode::not_yet);
+}
+
+TEST_CASE("agent file: a memory is the session's own or the user's, and part of the version") {
+    const std::string text = head + "[[tools]]\ntype=\"builtin\"\nnames=[\"memory\"]\n";
+    const auto plain = parse_agent(text, Syntax::toml, "a.toml");
+    REQUIRE_MESSAGE(plain.ok(), plain.error().message);
+    CHECK_FALSE((*plain)->memory);
+    const auto of_session = parse_agent(text + "[[memory]]\nname=\"notes\"\n", Syntax::toml, "a.toml");
+    REQUIRE_MESSAGE(of_session.ok(), of_session.error().message);
+    CHECK((*of_session)->memory->scope == MemoryScope::session);
+    const auto user =
+        parse_agent(text + "[[memory]]\nname=\"customer\"\nscope=\"user\"\nmax_size=\"8KB\"\n", Syntax::toml, "a.toml");
+    REQUIRE_MESSAGE(user.ok(), user.error().message);
+    CHECK((*user)->memory->name == "customer");
+    CHECK((*user)->memory->scope == MemoryScope::user);
+    CHECK((*user)->memory->bytes_max == 8192);
+    CHECK((*user)->version != (*of_session)->version);
+    const auto again = parse_agent((*user)->canonical_json, Syntax::json);
+    REQUIRE_MESSAGE(again.ok(), again.error().message);
+    CHECK((*again)->canonical_json == (*user)->canonical_json);
+    CHECK((*again)->memory->bytes_max == 8192);
+
+    const std::pair<std::string, std::string> bad[] = {
+        {text + "[[memory]]\nscope=\"user\"\n", "a.toml:6: memory[0]: \"name\" is missing"},
+        {text + "[[memory]]\nname=\"a b\"\n", "a.toml:7: memory[0].name: may contain"},
+        {text + "[[memory]]\nname=\"c\"\nscope=\"users\"\n", "a.toml:8: memory[0].scope: "},
+        {text + "[[memory]]\nname=\"c\"\nscope=\"user\"\nmax_size=\"1MB\"\n", "a.toml:9: memory[0].max_size: "},
+        {text + "[[memory]]\nname=\"c\"\nscope=\"user\"\nmax_size=255\n", "a.toml:9: memory[0].max_size: "},
+        {text + "[[memory]]\nname=\"c\"\nsize=1\n", "a.toml:8: memory[0].size: unknown key"},
+        {head + "[[memory]]\nname=\"c\"\n", "a.toml:3: memory: is for the builtin tool \"memory\""},
+    };
+    for (const auto& [file, message] : bad) {
+        CAPTURE(file);
+        CHECK_MESSAGE(error_of(file).message.starts_with(message), error_of(file).message);
+    }
 }
 
 TEST_CASE("agent file: a price list is part of the agent and of its version") {

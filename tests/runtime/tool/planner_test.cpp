@@ -214,3 +214,37 @@ TEST_CASE("planner: a builtin call carries its action, bad arguments included") 
     agent.tools.push_back(server("s"));
     CHECK(needs_listing(agent));
 }
+
+TEST_CASE("planner: calls on a user's memory are dispatched, those on a session's are not") {
+    AgentSpec agent;
+    agent.tools = {builtins({"memory", "echo"})};
+    const std::pair<std::string, EffectClass> calls[] = {{"memory_get", EffectClass::read},
+                                                         {"memory_set", EffectClass::idempotent},
+                                                         {"memory_delete", EffectClass::idempotent},
+                                                         {"memory_list", EffectClass::read}};
+    const auto arguments = [](const std::string& name) {
+        return name == "memory_list" ? "{}" : name == "memory_set" ? R"({"key":"a","value":"b"})" : R"({"key":"a"})";
+    };
+    for (const auto& [name, effect] : calls) {
+        CAPTURE(name);
+        agent.memory.reset();
+        CHECK(plan_call(agent, {}, {}, {"c", name, arguments(name)}).disposition == Disposition::builtin);
+        agent.memory = MemorySpec{"customer", MemoryScope::session, 1000};
+        CHECK(plan_call(agent, {}, {}, {"c", name, arguments(name)}).disposition == Disposition::builtin);
+        agent.memory = MemorySpec{"customer", MemoryScope::user, 1000};
+        const auto call = plan_call(agent, {}, {}, {"c", name, arguments(name)});
+        CHECK(call.disposition == Disposition::run);
+        CHECK(call.effect == effect);
+        CHECK(call.server_label == "builtin");
+        CHECK(call.tool == name);
+        CHECK(call.timeout_ms > 0);
+    }
+    // What the arguments decide needs nobody else.
+    CHECK(plan_call(agent, {}, {}, {"c", "memory_get", "{}"}).disposition == Disposition::builtin);
+    CHECK(plan_call(agent, {}, {}, {"c", "echo", R"({"text":"a"})"}).disposition == Disposition::builtin);
+    // The model is told whose memory it is.
+    for (const auto& tool : exposed_tools(agent, {}, {}))
+        if (tool.of_user) CHECK(tool.description.find("user") != std::string::npos);
+    agent.memory.reset();
+    for (const auto& tool : exposed_tools(agent, {}, {})) CHECK_FALSE(tool.of_user);
+}

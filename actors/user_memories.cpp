@@ -1,0 +1,143 @@
+#include "actors/user_memories.h"
+
+#include <caf/send.hpp>
+
+#include "runtime/tool/builtin.h"
+
+namespace mainstay {
+namespace {
+
+constexpr std::string_view entity_kind = "memory";
+
+class MemoryAck final : public AckTarget {
+  public:
+    MemoryAck(caf::actor owner, SessionKey key) : owner_(std::move(owner)), key_(key) {}
+    void acknowledged(Sequence, Sequence committed) override {
+        caf::anon_send(owner_, MemoryCommitted{key_, committed});
+    }
+
+  private:
+    caf::actor owner_;
+    const SessionKey key_;
+};
+
+/// It surely did not run: whether it is tried again is the supervisor's to decide, by the class.
+ToolOutcome not_run(ErrorClass error_class, ErrorCode code, std::string message) {
+    ToolOutcome outcome;
+    outcome.kind = ToolOutcome::Kind::failed;
+    outcome.error_class = error_class;
+    outcome.code = code;
+    outcome.message = std::move(message);
+    return outcome;
+}
+
+ToolOutcome answered(std::string output, bool is_error) {
+    ToolOutcome outcome;
+    outcome.output = std::move(output);
+    outcome.is_error = is_error;
+    return outcome;
+}
+
+}  // namespace
+
+void UserMemories::run(const RunToolCall& run) {
+    const ToolCall& call = run.call;
+    const auto* spec = call.agent && call.agent->memory ? &*call.agent->memory : nullptr;
+    if (!spec || spec->scope != MemoryScope::user)
+        return answer(run, not_run(ErrorClass::invalid, ErrorCode::tool_not_allowed,
+                                   "the agent version of this turn, or its memory, is gone"));
+    const auto action = plan_builtin(call.name, call.arguments);
+    if (action.kind == BuiltinAction::Kind::answer) return answer(run, answered(action.text, action.is_error));
+
+    auto found = find(memory_key(call.tenant, call.principal, spec->name), call.principal, spec->name);
+    if (!found) return answer(run, not_run(ErrorClass::invalid, found.error().code, found.error().message));
+    Kept& kept = **found;
+    auto decided = kept.memory.decide(action, call.idempotency_key, spec->bytes_max);
+    if (decided.change) {
+        // The record holds the memory as a whole.
+        if (auto admitted = node_.store.admit(kept.memory.bytes() + action.value.size()); !admitted)
+            return answer(run, not_run(ErrorClass::overloaded, admitted.error().code, admitted.error().message));
+        const bool removed = !decided.change->value;
+        kept.memory.apply(std::move(*decided.change));
+        append(kept, call, spec->name, removed);
+    }
+    kept.gate.hold(Sequence{kept.memory.revision()},
+                   [this, run, outcome = answered(std::move(decided.output), decided.is_error)]() mutable {
+                       answer(run, std::move(outcome));
+                   });
+    forget_oldest();
+}
+
+void UserMemories::committed(const MemoryCommitted& acknowledged) {
+    const auto found = by_key_.find(acknowledged.key);
+    if (found == by_key_.end()) return;
+    found->second->gate.commit(acknowledged.committed);
+    forget_oldest();
+}
+
+Result<UserMemories::Kept*> UserMemories::find(const SessionKey& key, const std::string& user,
+                                               const std::string& name) {
+    if (const auto known = by_key_.find(key); known != by_key_.end()) {
+        kept_.splice(kept_.begin(), kept_, known->second);
+        return &kept_.front();
+    }
+    auto memory = read(key, user, name);
+    if (!memory) return memory.error();
+    kept_.push_front({key, std::move(*memory), {}, nullptr});
+    Kept& kept = kept_.front();
+    kept.gate.start_at(Sequence{kept.memory.revision()});
+    kept.target = std::make_shared<MemoryAck>(caf::actor_cast<caf::actor>(self_), key);
+    by_key_[key] = kept_.begin();
+    return &kept;
+}
+
+Result<UserMemory> UserMemories::read(const SessionKey& key, const std::string& user, const std::string& name) {
+    auto row = node_.store.read_memory(key);
+    if (!row) return row.error();
+    if (!*row) return UserMemory{};
+    const auto record = decode_entity(**row);
+    if (!record) return record.error();
+    // The key is a digest: nobody is shown what the record says is somebody else's.
+    if (record->kind != entity_kind || record->principal != user || record->name != name)
+        return {ErrorCode::state_damaged, "a user's memory: the record belongs to another user or memory"};
+    return UserMemory::from_body(record->body);
+}
+
+void UserMemories::append(Kept& kept, const ToolCall& call, const std::string& name, bool removed) {
+    const uint64_t revision = kept.memory.revision();
+    Append append;
+    append.kind = RecordKind::entity;
+    append.session = kept.key;
+    append.first_sequence = Sequence{revision};
+    append.event_count = 1;
+    append.payload = encode_entity({std::string(entity_kind), name, revision, kept.memory.to_body(),
+                                    node_.clock.now_ms(), call.principal, removed});
+    append.target = kept.target;
+    append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
+    node_.store.append(std::move(append));
+}
+
+/// Those that wait for the disk stay: the store does not have them yet.
+void UserMemories::forget_oldest() {
+    for (auto oldest = kept_.end(); kept_.size() > limits::user_memories_cached_max && oldest != kept_.begin();) {
+        --oldest;
+        if (!oldest->gate.is_committed(Sequence{oldest->memory.revision()})) continue;
+        by_key_.erase(oldest->key);
+        oldest = kept_.erase(oldest);
+    }
+}
+
+void UserMemories::answer(const RunToolCall& run, ToolOutcome outcome) {
+    self_->send(run.session, std::make_shared<ToolSettled>(ToolSettled{run.call.call_id, std::move(outcome)}));
+}
+
+caf::behavior user_memories(caf::stateful_actor<UserMemoriesHolder>* self, NodeContext* node) {
+    self->state.memories = std::make_unique<UserMemories>(self, *node);
+    return {
+        [self](const RunToolCallPtr& run) { self->state.memories->run(*run); },
+        [self](const MemoryCommitted& acknowledged) { self->state.memories->committed(acknowledged); },
+        [self](drain_atom) { self->quit(); },
+    };
+}
+
+}  // namespace mainstay
