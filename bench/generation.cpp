@@ -308,16 +308,30 @@ json::object turns_part() {
         plane.own().session_idle(conversation.key());
         plane.rest();
     }
-    Plane again;
-    Conversation warm(2);
-    warm.turn(again, "0123456789");
-    again.rest();  // what slept on disk has been brought back
-    const auto first = conversation.turn(again, "0123456789");
-    out["after_restart_ms"] = first.first_s * 1e3;
-    out["after_restart_ratio"] = first.first_s * 1e3 / out["raw_chunk_ms"].as_double();
-    out["after_restart_new_tokens"] = first.usage.input_tokens - first.usage.cached_tokens;
-    const auto second = conversation.turn(again, "0123456789");
-    out["after_restart_second_ms"] = second.first_s * 1e3;
+    // Opened anew, five times: what slept on disk has been brought back, and one turn is asked for.
+    std::vector<double> restarted;
+    uint32_t computed = 0;
+    uint64_t brought_back = 0, loaded_then = 0;
+    for (int i = 0; i < 5; ++i) {
+        Plane again;
+        Conversation warm(2);
+        warm.turn(again, "0123456789");
+        again.rest();
+        const auto before = again.info().scheduler.pool;
+        const auto first = conversation.turn(again, "0123456789");
+        const auto after = again.info().scheduler.pool;
+        brought_back = after.device_hit_blocks - before.device_hit_blocks;
+        loaded_then = after.loaded - before.loaded;
+        restarted.push_back(first.first_s);
+        computed = std::max(computed, first.usage.input_tokens - first.usage.cached_tokens);
+        again.own().session_idle(conversation.key());
+        again.rest();
+    }
+    out["after_restart_ms"] = median(restarted) * 1e3;
+    out["after_restart_ratio"] = median(restarted) * 1e3 / out["raw_chunk_ms"].as_double();
+    out["after_restart_new_tokens"] = computed;
+    out["after_restart_blocks_ready"] = brought_back;
+    out["after_restart_blocks_loaded"] = loaded_then;
     return out;
 }
 
