@@ -163,6 +163,13 @@ CommandBody World::model_step(const RunModelStep& step) {
         failed.attempt = step.attempt;
         failed.error_class = what < 11 ? ErrorClass::transient : ErrorClass::invalid;
         failed.message = "the upstream said no";
+        if (what == 13) {
+            failed.error_class = ErrorClass::context_overflow;
+            failed.code = ErrorCode::context_overflow;
+            failed.truncate = chance(80);
+            failed.context_limit = chance(50) ? 1000 : 0;
+            failed.context_tokens = static_cast<uint32_t>(1001 + random_.below(2000));
+        }
         if (chance(40)) failed.partial_text = words("part", 20);
         return failed;
     }
