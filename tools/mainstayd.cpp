@@ -12,7 +12,9 @@
 #include <caf/actor_system.hpp>
 #include <caf/actor_system_config.hpp>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <mutex>
 #include <thread>
 
 #include "actors/model_scheduler.h"
@@ -37,6 +39,7 @@ namespace mainstay {
 namespace {
 
 constexpr uint32_t drain_seconds = 25;
+constexpr uint32_t stop_seconds = 15;  // for actors to end, after the drain
 
 int fail(const Error& error, int status = 1) {
     std::fprintf(stderr, "mainstayd: %s (%s)\n", error.message.c_str(), std::string(error_name(error.code)).c_str());
@@ -136,6 +139,34 @@ void drain(NodeContext& node, Door& door) {
     door.stop();
 }
 
+/// A thread that hangs in a device cannot be stopped from outside; it must not keep the process from ending. What is in
+/// the store is kept all the same.
+class EndWithin {
+  public:
+    EndWithin(Store& store, uint32_t seconds)
+        : thread_([this, &store, seconds] {
+              std::unique_lock lock(mutex_);
+              if (ended_.wait_for(lock, std::chrono::seconds(seconds), [this] { return done_; })) return;
+              spdlog::error("an actor did not end within {} s: the process ends without it", seconds);
+              store.flush();
+              ::_exit(0);
+          }) {}
+    ~EndWithin() {
+        {
+            std::lock_guard lock(mutex_);
+            done_ = true;
+        }
+        ended_.notify_all();
+        thread_.join();
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable ended_;
+    bool done_ = false;
+    std::thread thread_;
+};
+
 int serve(const Settings& settings) {
     SystemClock clock;
     SecureRandom random;
@@ -230,7 +261,10 @@ int serve(const Settings& settings) {
             status = fail(started.error());
         }
     }
-    stop_node(system, node, supervisor);
+    {
+        EndWithin patience(**store, stop_seconds);
+        stop_node(system, node, supervisor);
+    }
     (*store)->flush();
     spdlog::info("stopped");
     return status;
