@@ -335,6 +335,24 @@ TEST_CASE("user memory: more users than are kept in memory are read from the sto
         REQUIRE(caller.last() == std::to_string(i));
     }
     CHECK(node.store().entities().value().empty());
+    // Whose memory is kept does not see what another hand writes; whose is not does.
+    for (const size_t i : {size_t{0}, users - 1}) {
+        Append append;
+        append.kind = RecordKind::entity;
+        append.session = memory_key(node.tenant, user(i), "customer");
+        append.event_count = 1;
+        append.payload =
+            encode_entity({"memory", "customer", 2, R"({"applied":[],"entries":{"code":"written"},"revision":2})", 1,
+                           user(i), false});
+        node.store().append(std::move(append));
+    }
+    node.settle();
+    caller.get(user(0));
+    node.run();
+    CHECK(caller.last() == "written");
+    caller.get(user(users - 1));
+    node.run();
+    CHECK(caller.last() == std::to_string(users - 1));
 }
 
 TEST_CASE("user memory: what cannot be read or written fails the call and says why") {

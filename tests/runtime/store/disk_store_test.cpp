@@ -171,6 +171,36 @@ TEST_CASE("disk store: a deleted session's text is in no file after its lifetime
         CHECK(store->read_turn(session_key(where.first), TurnNo{static_cast<uint32_t>(where.second)})->value() == text);
 }
 
+TEST_CASE("disk store: what was removed from a user's memory is in no file after its lifetime") {
+    const std::string marker = "TOP-SECRET-MARKER-5310";
+    TempDir dir;
+    TestFold fold;
+    SeededRandom random(9);
+    auto config = small_config(dir.path(), fold);
+    config.deleted_text_lifetime_ms = 100;
+    auto store = open_or_fail(config);
+    const auto keep = [&](uint64_t user, const std::string& what) {
+        Append append;
+        append.kind = RecordKind::entity;
+        append.session = {TenantId{7}, SessionId{FamilyId{}, user, 1}};
+        append.event_count = 1;
+        append.payload = "M" + marked(random, what, 400).substr(1);
+        store->append(std::move(append));
+    };
+    for (uint64_t user = 1; user <= 40; ++user) keep(user, user == 20 ? marker : "harmless");
+    store->flush();
+    REQUIRE(files_with(dir.path(), marker) >= 1);
+    keep(20, "harmless");  // the test's fold removes the old row by prefix
+    store->flush();
+    REQUIRE(eventually([&] { return store->deletions_erased(); }));
+    CHECK(files_with(dir.path(), marker) == 0);
+    for (uint64_t user = 1; user <= 40; ++user) {
+        const auto row = store->read_memory({TenantId{7}, SessionId{FamilyId{}, user, 1}});
+        REQUIRE((row.ok() && row->has_value()));
+        CHECK((**row).find("harmless") != std::string::npos);
+    }
+}
+
 TEST_CASE("disk store: killed at any instant, it has every acknowledged record and only what was appended") {
     struct Shared {
         std::atomic<uint64_t> acked[8];
