@@ -89,6 +89,27 @@ constexpr size_t state_map_bytes = 1ull << 40;            // sparse; never resiz
 constexpr size_t disk_reserve_bytes = 256 * 1024 * 1024;  // below this much free disk the node is read-only (config)
 constexpr uint32_t deleted_text_lifetime_ms = 3600'000;   // a deleted session's text is in no file after this (config)
 
+// --- the cluster ------------------------------------------------------------------------------------------------
+constexpr size_t replicas_max = 7;                                   // of one shard
+constexpr size_t replication_groups_in_flight_max = 4;               // written and not synced, of one shard
+constexpr size_t replication_message_bytes_max = group_bytes_max;    // payloads of one append; one record always goes
+constexpr size_t replication_message_records_max = 1024;             // ... and records
+constexpr size_t replication_window_bytes = 16 * 1024 * 1024;        // sent to one replica and not answered
+constexpr size_t replication_log_bytes_max = 64 * 1024 * 1024;       // of one shard in memory, for replicas behind
+constexpr size_t replication_log_records_max = 256 * 1024;           // beyond, they are sent a snapshot
+constexpr size_t replication_uncommitted_max = 16 * 1024;            // records of one shard; beyond, 503
+constexpr size_t replication_reads_max = 16 * 1024;                  // reads of one shard that wait for a round
+constexpr size_t replication_snapshot_part_bytes_max = 1024 * 1024;  // of one message
+constexpr size_t replication_snapshot_parts_in_flight = 4;           // of one transfer
+constexpr uint32_t replication_heartbeat_ms = 100;                   // between appends to a replica, full or empty
+constexpr uint32_t replication_resend_ms = 200;                      // without progress, what was sent is sent again
+constexpr uint32_t replica_timeout_ms = 500;                         // an in-sync replica silent for so long leaves
+constexpr uint32_t replica_probation_ms = 30'000;                    // good behaviour before it may come back
+constexpr uint32_t node_lease_ms = 5'000;                            // (etcd) a node that is silent for so long is gone
+constexpr uint32_t coordinator_list_interval_ms = 2'000;             // records are read again, whatever watches say
+constexpr uint32_t coordinator_request_timeout_ms = 2'000;           // then the outcome of a change is unknown
+constexpr uint32_t take_over_stagger_ms = 50;                        // between candidates, by their order on record
+
 // --- the node ---------------------------------------------------------------------------------------------------
 constexpr size_t sessions_active_max = 50'000;   // (config) actors in memory; beyond, the longest idle is put to sleep
 constexpr uint32_t passivate_after_ms = 10'000;  // (config)
@@ -241,6 +262,9 @@ static_assert(input_parts_max + input_items_max < batch_elements_max / 2);
 static_assert(tool_line_bytes_max > 6 * tool_result_bytes_max,
               "a result within its bound must fit a line even when each byte is escaped as \\uXXXX");
 static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must be able to wait");
+static_assert(replication_message_bytes_max <= replication_window_bytes, "a message must fit its window");
+static_assert(replication_heartbeat_ms * 3 <= replica_timeout_ms, "one lost heartbeat is no silence");
+static_assert(replica_timeout_ms < node_lease_ms);
 static_assert(kv_disk_value_bytes_max < nrt_frame_bytes_max, "a block that the tiers take must fit a message");
 
 }  // namespace mainstay::limits
