@@ -114,7 +114,9 @@ void UserMemories::append(Kept& kept, const ToolCall& call, const std::string& n
                                     node_.clock.now_ms(), call.principal, removed});
     append.target = kept.target;
     append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
+    crash_point("memory.before_append");
     node_.store.append(std::move(append));
+    crash_point("memory.after_append");
 }
 
 /// Those that wait for the disk stay: the store does not have them yet.

@@ -48,6 +48,12 @@ MODELS = {
                               "call_arguments": '{"key":"k{input}","value":"kept {input}"}'},
                      {"call_tool": "builtin/memory_get", "call_arguments": '{"key":"k{input}"}'},
                      {"text": "memo done {input} {tool}"}),
+    "noted": scripted("noted", {"call_tool": "builtin/memory_set",
+                                "call_arguments": '{"key":"n{input}","value":"kept {input}"}'},
+                      {"call_tool": "builtin/memory_get", "call_arguments": '{"key":"n{input}"}'},
+                      {"call_tool": "builtin/memory_delete", "call_arguments": '{"key":"n{input}"}'},
+                      {"text": "noted done {input} {tool}"}),
+    "notes": scripted("notes", {"call_tool": "builtin/memory_list", "call_arguments": "{}"}, {"text": "{tool}"}),
     "money": scripted("money", {"call_tool": "ledger/pay", "call_arguments": '{"amount":{input},"delay_ms":15}'},
                       {"call_tool": "ledger/charge_idempotent", "call_arguments": '{"amount":{input}}'},
                       {"call_tool": "ledger/lookup", "call_arguments": '{"name":"{input}"}'},
@@ -120,12 +126,15 @@ class Bench:
         self.mode = mode
         self.daemon = Daemon({}, MODELS, {"MAINSTAY_SESSION__COMMIT": mode, **(env or {})}, program)
         self.ledger = os.path.join(self.daemon.folder, "ledger")
-        tools = {"talk": [BUILTIN], "memo": [BUILTIN], "money": [ledger_tools(self.ledger)], "nap": [BUILTIN],
+        tools = {"talk": [BUILTIN], "memo": [BUILTIN], "noted": [BUILTIN], "notes": [BUILTIN],
+                  "money": [ledger_tools(self.ledger)], "nap": [BUILTIN],
                  "many": [BUILTIN, ledger_tools(self.ledger)], "slowpay": [ledger_tools(self.ledger)], "bulk": []}
         folder = self.daemon.env["MAINSTAY_AGENTS__DIRECTORY"]
         for name, toolsets in tools.items():
             with open(os.path.join(folder, name + ".toml"), "w") as file:
-                file.write(agent(name, name, *toolsets, extra='[retry]\nbackoff = "10ms..200ms"'))
+                # Agents "noted" and "notes" name one memory, which all sessions of the client share.
+                memory = '\n[[memory]]\nname = "notes"\nscope = "user"' if name in ("noted", "notes") else ""
+                file.write(agent(name, name, *toolsets, extra='[retry]\nbackoff = "10ms..200ms"' + memory))
         self.talks = []
         self.retried = set()     # amounts whose unknown payment a person asked to be tried again
         self.unknown = 0         # calls that became unknown
@@ -258,6 +267,10 @@ class Bench:
             elif turn.accepted:
                 check(got["id"] == turn.accepted, "DOUBLED: a key that is sent again means the same turn",
                       turn.accepted, got["id"])
+            if turn.kind == "noted":
+                outputs = [item["output"] for item in got["output"] if item["type"] == "mcp_call"]
+                check(outputs == ["remembered", "kept " + turn.text, "forgotten"],
+                      "REPEATED: a change of the user's memory happens once, and is there when it was answered", outputs)
             self.replayed += known
             turn.answer, turn.accepted = got, got["id"]
         now = [item["content"][0]["text"] for item in daemon.items(talk.id)
@@ -291,7 +304,8 @@ class Bench:
 def usual_talks():
     return [Talk(Turn("talk"), Turn("memo"), Turn("talk", "stream")),
             Talk(Turn("money"), Turn("many", "background"), Turn("talk")),
-            Talk(Turn("nap", "background"), Turn("money", "stream"), Turn("many"))]
+            Talk(Turn("nap", "background"), Turn("money", "stream"), Turn("many")),
+            Talk(Turn("noted"), Turn("noted", "background"))]
 
 
 def bulk_talks():
@@ -386,6 +400,8 @@ def sweep(mode):
         if talk.id:
             bench.check_talk(talk, resend=False)
     bench.check_ledger(bench.talks)
+    left = text_of(bench.daemon.turn("notes", "what is there?"))
+    check(left == "[]", "REPEATED: what every turn has forgotten does not come back", left)
     check(bench.daemon.stop() == 0, "the daemon stops clean")
     wanted = [point for point in POINTS if not options.only or options.only.split(":")[0] == point]
     check(all(struck[point] for point in wanted), "every point strikes", struck)
@@ -417,7 +433,7 @@ def random_kills():
         rounds = 20 if options.all else 4
         for _ in range(rounds):
             bench.daemon.start()
-            kinds = ["talk", "memo", "money", "many", "nap"]
+            kinds = ["talk", "memo", "noted", "money", "many", "nap"]
             talks = [Talk(*[Turn(dice.choice(kinds), dice.choice(["blocking", "background", "stream"]))
                             for _ in range(12)]) for _ in range(8)]
             after = dice.uniform(0.05, 0.9)
