@@ -3,11 +3,19 @@
 // may acknowledge in it, and the replicas that must hold an event before it counts. A node acknowledges nothing in an
 // epoch that is not durably its own; no clock takes part in that.
 //
-// Drivers: local_coordinator (one node, one lock on the data directory). A driver over etcd comes with replication and
-// adds the compare-and-set transitions; what is here stays.
+// Drivers: local_coordinator (one node, one lock on the data directory), which is a Coordinator and no more, and
+// memory_coordinator (tests), which is a ClusterCoordinator. A driver over etcd is to be one too.
+//
+// With many nodes a record changes only by compare-and-set on its config_version, and every change gives it a new one.
+// The outcome of a change may be unknown, and such a change may still take effect at any later time: it is settled
+// only by a confirmed change of the same record (docs/decisions/0016-unknown-outcomes-are-closed-by-a-change.md).
+// Leases say that a node may be dead, never that it is; what fences is the epoch. Watches are hints: whoever gets one
+// reads again.
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +25,7 @@
 namespace mainstay {
 
 using NodeUuid = std::array<uint8_t, 16>;
+using ClusterUuid = std::array<uint8_t, 16>;
 
 /// A copy is named by node and disk: a node that lost its disk is another replica.
 struct ReplicaName {
@@ -24,12 +33,18 @@ struct ReplicaName {
     friend bool operator==(const ReplicaName&, const ReplicaName&) = default;
 };
 
-struct ShardOwnership {
+/// One shard's record. At most replicas_max replicas.
+struct ShardRecord {
+    ShardId shard;
     Epoch epoch;                       // generation of the ownership
     ReplicaName primary;               // the one that acknowledges
     uint64_t incarnation = 0;          // of the primary's process: a restarted process is another one
     std::vector<ReplicaName> in_sync;  // the primary included
     uint64_t config_version = 0;       // changes with every change of this record
+    std::vector<NodeUuid> replicas;    // the nodes that are to hold a copy, in sync or not
+    std::optional<NodeUuid> target;    // a wish: the node to hand the shard over to
+    uint32_t min_in_sync = 1;          // no change makes in_sync smaller than this
+    friend bool operator==(const ShardRecord&, const ShardRecord&) = default;
 };
 
 class Coordinator {
@@ -39,7 +54,63 @@ class Coordinator {
     virtual ReplicaName self() const = 0;
     virtual uint64_t incarnation() const = 0;
     /// The record of a shard. Any thread. Errors are of the driver: the coordinator cannot be reached.
-    virtual Result<ShardOwnership> ownership(ShardId shard) = 0;
+    virtual Result<ShardRecord> ownership(ShardId shard) = 0;
+};
+
+// --- many nodes -----------------------------------------------------------------------------------------------------
+
+/// One life of a node's process. It is live while its lease is.
+struct Incarnation {
+    NodeUuid node{};
+    uint64_t incarnation = 0;
+    friend bool operator==(const Incarnation&, const Incarnation&) = default;
+};
+
+/// A node that holds a lease.
+struct LiveNode {
+    ReplicaName name;
+    uint64_t incarnation = 0;
+    friend bool operator==(const LiveNode&, const LiveNode&) = default;
+};
+
+/// A compare-and-set: all conditions are compared and the record is replaced in one transaction.
+struct ShardChange {
+    uint64_t expected_version = 0;     // config_version that the record has; 0: there is no record
+    ShardRecord desired;               // its config_version is ignored
+    std::optional<Incarnation> gone;   // has no lease
+    std::vector<Incarnation> present;  // each has one
+};
+
+enum class ChangeOutcome : uint8_t {
+    ok,        // it took effect
+    conflict,  // a condition did not hold: it has no effect and never will
+    unknown,   // no answer: it took effect, or not, or will
+};
+
+struct ChangeAnswer {
+    ChangeOutcome outcome = ChangeOutcome::unknown;
+    uint64_t config_version = 0;  // of the record that it made; only with ok
+};
+
+/// One linearizable read.
+struct ClusterView {
+    std::vector<ShardRecord> shards;
+    std::vector<LiveNode> nodes;
+};
+
+/// Calls may block up to coordinator_request_timeout_ms, so they belong on a thread of their own. A driver never
+/// repeats a change by itself: only who asked knows what an unknown one binds it to.
+class ClusterCoordinator : public Coordinator {
+  public:
+    /// Takes a lease for this incarnation. Once; conflict if it had one before, live or expired.
+    virtual Result<void> join() = 0;
+    /// Prolongs it. conflict: the lease has expired and cannot be had again, the process must start anew.
+    virtual Result<void> keep_alive() = 0;
+    /// All records and all leases. Linearizable: sees every change whose answer was given before the call.
+    virtual Result<ClusterView> list() = 0;
+    virtual ChangeAnswer change(const ShardChange& change) = 0;
+    /// Called on any thread when something may have changed; may be late, doubled or missing.
+    virtual void on_hint(std::function<void()> callback) = 0;
 };
 
 /// "8-4-4-4-12" in lower-case hex.

@@ -301,8 +301,16 @@ Result<std::unique_ptr<LocalCoordinator>> LocalCoordinator::open(const std::stri
 
 LocalCoordinator::~LocalCoordinator() { ::close(lock_); }
 
-Result<ShardOwnership> LocalCoordinator::ownership(ShardId) {
-    return ShardOwnership{epoch_, self_, incarnation_, {self_}, epoch_.value};
+Result<ShardRecord> LocalCoordinator::ownership(ShardId shard) {
+    ShardRecord record;
+    record.shard = shard;
+    record.epoch = epoch_;
+    record.primary = self_;
+    record.incarnation = incarnation_;
+    record.in_sync = {self_};
+    record.replicas = {self_.node};
+    record.config_version = epoch_.value;
+    return record;
 }
 
 }  // namespace mainstay

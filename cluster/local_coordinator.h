@@ -32,7 +32,7 @@ class LocalCoordinator final : public Coordinator {
 
     ReplicaName self() const override { return self_; }
     uint64_t incarnation() const override { return incarnation_; }
-    Result<ShardOwnership> ownership(ShardId shard) override;
+    Result<ShardRecord> ownership(ShardId shard) override;
 
   private:
     LocalCoordinator(int lock, ReplicaName self, Epoch epoch, uint64_t incarnation)
