@@ -56,6 +56,10 @@ struct Subject {
         REQUIRE(pid > 0);
     }
     bool reaped() const { return ::kill(pid, 0) != 0; }
+    bool ended() const {  // and waits to be reaped
+        siginfo_t info{};
+        return ::waitid(P_PID, id_t(pid), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid;
+    }
     DeviceResult<StepResult> step() { return device->run(step_on(*device, {row_of({1, 2, 3}, 0, {1})})); }
 
     /// Whatever is asked of it from now on.
@@ -109,14 +113,16 @@ std::string ready(const DeviceCaps& caps) {
 }  // namespace
 
 TEST_CASE("nrt worker: a hang ends in a timeout, a killed worker and an explanation, and another one goes on") {
-    Subject subject(400);
-    subject.open();
     std::mt19937 random(2);
     const std::vector<TokenId> tokens = random_tokens(20, random);
     const std::vector<Logits> expected = run_alone(*device_kinds()[0].open(), tokens, {1, 2});
-    run_alone(*subject.device, {tokens.begin(), tokens.begin() + 19}, {1, 2});
-    const std::string first = *subject.device->export_block(1, 16), second = *subject.device->export_block(2, 3);
+    Subject sound;
+    sound.open();
+    run_alone(*sound.device, {tokens.begin(), tokens.begin() + 19}, {1, 2});
+    const std::string first = *sound.device->export_block(1, 16), second = *sound.device->export_block(2, 3);
 
+    Subject subject(400);  // only what hangs is timed
+    subject.open();
     subject.fault("execute hang");
     const auto failed = subject.device->run(step_on(*subject.device, {row_of({tokens[19]}, 19, {1, 2})}));
     REQUIRE(!failed.ok());
@@ -128,6 +134,7 @@ TEST_CASE("nrt worker: a hang ends in a timeout, a killed worker and an explanat
 
     // Its successor has none of its blocks, but can be given them.
     subject.fault("");
+    subject.options.step_timeout_ms = 30'000;
     subject.open();
     CHECK(*subject.device->import_block(7, first) == 16);
     CHECK(*subject.device->import_block(3, second) == 3);
@@ -344,7 +351,9 @@ TEST_CASE("nrt worker: it gets the cores and the runtime's settings, no secret a
 TEST_CASE("nrt worker: it dies with the thread that opened it") {
     Subject subject;
     std::thread([&] { subject.open(); }).join();
-    // The kernel kills it when the thread has ended; the next question finds that out.
+    // The kernel kills it once the thread has ended, which may be a moment after the join.
+    for (int i = 0; i < 2000 && !subject.ended(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    REQUIRE(subject.ended());
     const auto failed = subject.step();
     REQUIRE(!failed.ok());
     CHECK(contains(failed.error().message, "signal 9"));
