@@ -71,6 +71,7 @@ void UserMemories::run(const RunToolCall& run) {
 void UserMemories::committed(const MemoryCommitted& acknowledged) {
     const auto found = by_key_.find(acknowledged.key);
     if (found == by_key_.end()) return;
+    crash_point("memory.before_answer");
     found->second->gate.commit(acknowledged.committed);
     forget_oldest();
 }
