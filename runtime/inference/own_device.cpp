@@ -171,6 +171,8 @@ Result<std::unique_ptr<Device>> open_neuron_core(const ModelSpec& model, const L
     options.directory = loaded.folder;
     options.library = model.own.library;
     options.visible_cores = std::move(*cores);
+    // Sooner than whoever waits for the device: what the worker process said last explains more than silence does.
+    options.step_timeout_ms = limits::device_step_timeout_ms / 3 * 2;
     return open_nrt_device(options);
 }
 

@@ -26,6 +26,7 @@ struct Scheduler::Sequence {
     uint32_t sampled_here = 0;  // tokens since it was placed
     bool alone = false;         // a step of several failed and this one may be to blame: it runs by itself
     bool placed_before = false;
+    bool counts_cached = false;  // what usage says was cached is still to be held against what loads brought
     SequenceUsage usage;
 
     uint32_t new_tokens_left() const { return request.max_new_tokens - (uint32_t(tokens.size()) - prompt_size); }

@@ -165,6 +165,7 @@ bool Scheduler::place(Sequence& sequence, TimeUs now) {
             sequence.usage.cached_device = got.device_tokens;
             sequence.usage.cached_host = got.host_tokens;
             sequence.usage.cached_disk = got.disk_tokens;
+            sequence.counts_cached = true;
             counts_.cached_tokens += got.tokens;
         }
         queue_.charge(request.root, uint64_t(got.tokens) * milli_cached);
@@ -254,6 +255,18 @@ bool Scheduler::make_room(DeviceRun& device, Sequence& sequence, uint32_t tokens
 bool Scheduler::add_row(DeviceRun& device, Step& step, Sequence& sequence, uint32_t tokens, TimeUs now) {
     const uint32_t valid = pool_->valid_tokens(sequence.table);
     if (!make_room(device, sequence, valid + tokens, now)) return false;
+    if (std::exchange(sequence.counts_cached, false)) {
+        // A load that failed ended the cached part before it, in whichever tier the rest was.
+        SequenceUsage& usage = sequence.usage;
+        uint32_t missing = usage.cached_device + usage.cached_host + usage.cached_disk;
+        missing -= std::min(missing, valid);
+        counts_.cached_tokens -= missing;
+        for (uint32_t* tier : {&usage.cached_disk, &usage.cached_host, &usage.cached_device}) {
+            const uint32_t from_here = std::min(*tier, missing);
+            *tier -= from_here;
+            missing -= from_here;
+        }
+    }
     StepRow row;
     row.sequence = sequence.request.sequence;
     row.epoch = sequence.epoch;

@@ -339,7 +339,7 @@ TEST_CASE("scheduler: a block that is damaged in a tier is computed again and ch
     plant.submit(2, session_of(1), prompt_of(1, 41), 8);
     plant.run();
     CHECK(plant.ended[2].generated == alone(prompt_of(1, 41), 14, 8));
-    CHECK(plant.ended[2].usage.cached_host == 40);
+    CHECK(plant.ended[2].usage.cached_host == 0);  // it was to be loaded, and was not there
     CHECK(plant.ended[2].usage.prefilled_tokens == 41);
     CHECK(plant.scheduler.view().pool.load_failed > 0);
 }
@@ -806,6 +806,11 @@ TEST_CASE("scheduler: whatever happens, every sequence ends and none has a wrong
             const auto& one = plant.ended[s];
             const auto whole = alone(prompt, s * 7, one.generated.size());
             CHECK(one.generated == whole);
+            // Every token of a prompt was cached or computed, and none is told twice.
+            const SequenceUsage& used = one.usage;
+            if (one.end == SequenceEnd::length && used.preemptions == 0 && used.redispatches == 0)
+                CHECK(used.cached_device + used.cached_host + used.cached_disk + used.prefilled_tokens ==
+                      used.prompt_tokens);
             if (one.end == SequenceEnd::length) CHECK(one.generated.size() == counts[s]);
             CHECK((one.end != SequenceEnd::failed || one.code == ErrorCode::model_unavailable));
         }
