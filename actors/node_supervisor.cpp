@@ -3,7 +3,9 @@
 #include <spdlog/spdlog.h>
 
 #include <caf/scoped_actor.hpp>
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 #include <unordered_set>
 
 #include "actors/model_scheduler.h"
@@ -19,6 +21,7 @@ namespace {
 // Requests of users queue behind what is being taken up, on the same workers: few at once, so that the first answer
 // after a crash does not wait for all of them.
 constexpr size_t resume_at_once = 8;
+constexpr uint64_t session_end_ns = 5'000'000'000;  // for sessions to end at a stop
 static_assert(resume_at_once <= limits::resume_parallel_max);
 
 caf::actor tenant_of(caf::stateful_actor<NodeSupervisorState>* self, NodeContext* node, TenantId tenant) {
@@ -108,6 +111,10 @@ caf::actor start_node(caf::actor_system& system, NodeContext& node) {
 void stop_node(caf::actor_system& system, NodeContext& node, const caf::actor& supervisor) {
     node.draining = true;
     caf::anon_send(supervisor, drain_atom::value);
+    // Sessions say what they leave in caches when they end: models end after them.
+    const uint64_t until = node.clock.monotonic_ns() + session_end_ns;
+    while (node.sessions_active.load() > 0 && node.clock.monotonic_ns() < until)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));  // a poll with a bound
     node.models.stop();
     system.await_all_actors_done();
     node.router = node.timer = node.tool_worker = node.user_memories = {};
