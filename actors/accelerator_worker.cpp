@@ -2,8 +2,6 @@
 
 #include <caf/send.hpp>
 
-#include "runtime/base/crash_point.h"
-
 namespace mainstay {
 namespace {
 
@@ -59,7 +57,6 @@ caf::behavior accelerator_worker(caf::stateful_actor<AcceleratorWorkerState>* se
             auto done = std::make_shared<DeviceWorkDone>();
             done->worker = tag;
             run_work(*self->state.device, *work, *done);
-            crash_point("worker.step_done");
             self->send(scheduler, std::move(done));
         },
         [self](drain_atom) { self->quit(); },
