@@ -292,7 +292,10 @@ void Scheduler::requeue(Sequence& sequence, SchedulerDecision::Kind kind, std::s
 
 void Scheduler::end(Sequence& sequence, SequenceEnd how, ErrorCode code, std::string message, TimeUs now) {
     const TokenRequest& request = sequence.request;
-    if (sequence.waiting) dequeue(sequence);
+    if (sequence.waiting) {
+        sequence.usage.queue_us += now - sequence.waiting_since;  // it gave up waiting: that counts, too
+        dequeue(sequence);
+    }
     if (sequence.placed) {
         Rest& rest = rest_of(request.session);
         rest_until_.erase({rest.pin_until, request.session});

@@ -524,6 +524,7 @@ TEST_CASE("scheduler: within a root session the nearest deadline comes first, an
     plant.run();
     CHECK(plant.ended[4].end == SequenceEnd::deadline);
     CHECK(plant.ended[4].code == ErrorCode::turn_deadline_exceeded);
+    CHECK(plant.ended[4].usage.queue_us >= 5'000);  // it waited to the end, and that counts as waiting
     std::vector<uint64_t> order;
     for (const Step& step : plant.steps)
         if (order.empty() || order.back() != step.rows[0].sequence) order.push_back(step.rows[0].sequence);
