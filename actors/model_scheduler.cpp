@@ -156,7 +156,12 @@ void ModelScheduler::read_models(std::function<void(std::vector<ModelInfo>)> don
         size_t missing = 0;
         std::function<void(std::vector<ModelInfo>)> done;
     };
-    const auto models = own_models();
+    std::vector<std::shared_ptr<OwnModel>> models;  // of each name the version that serves what is new
+    {
+        std::lock_guard lock(mutex_);
+        for (const auto& [name, versions] : own_)
+            if (!versions.empty()) models.push_back(versions.back().device);
+    }
     if (models.empty()) return done({});
     auto gathered = std::make_shared<Gathered>();
     gathered->missing = models.size();
@@ -177,13 +182,17 @@ void ModelScheduler::read_models(std::function<void(std::vector<ModelInfo>)> don
 void ModelScheduler::drain_worker(const std::string& model, uint32_t worker, bool on,
                                   std::function<void(Result<ModelInfo>)> done) {
     std::shared_ptr<OwnModel> device;
+    std::string others;
     {
         std::lock_guard lock(mutex_);
-        const auto found = own_.find(model);
-        if (found != own_.end() && !found->second.empty()) device = found->second.back().device;
+        for (const auto& [name, versions] : own_) {
+            if (versions.empty()) continue;
+            if (name == model) device = versions.back().device;
+            others += (others.empty() ? "; there is " : ", ") + name;
+        }
     }
     if (!device)
-        return done(Error{ErrorCode::not_found, "no model on devices of our own is called " + model, "worker"});
+        return done(Error{ErrorCode::not_found, "no model of this name runs on devices of our own" + others, "worker"});
     device->drain(worker, on, ReplyTo<ModelInfo>(std::move(done)));
 }
 

@@ -15,8 +15,13 @@ namespace {
 
 constexpr uint32_t stop_patience_ms = 2000;    // for blocks that are on their way to the disk
 constexpr TimeUs reload_after_us = 5'000'000;  // a model that could not be loaded is tried again at a step after this
+constexpr uint32_t count_interval_ms = 1000;   // at most so old is what metrics tell of totals and states
 
 std::string name_of(const std::string& model, uint32_t index) { return model + "/" + std::to_string(index); }
+
+uint32_t worker_count(const ModelSpec& model) {
+    return std::clamp(model.own.devices, 1u, limits::devices_per_model_max);
+}
 
 }  // namespace
 
@@ -41,7 +46,11 @@ const char* to_string(ModelState state) {
 }
 
 TokenScheduler::TokenScheduler(caf::event_based_actor* self, TokenSchedulerConfig config)
-    : self_(self), config_(std::move(config)) {}
+    : self_(self), config_(std::move(config)) {
+    if (config_.metrics)
+        metrics_ = std::make_unique<TokenMetrics>(config_.metrics->registry(), config_.model->name,
+                                                  worker_count(*config_.model));
+}
 TokenScheduler::~TokenScheduler() = default;
 
 template <class... Args>
@@ -54,6 +63,7 @@ caf::actor TokenScheduler::spawn(Args&&... args) {
 
 void TokenScheduler::load() {
     state_ = ModelState::loading;
+    arm_count();
     auto read = [load = config_.load, me = caf::actor_cast<caf::actor>(self_)](caf::event_based_actor* loader) {
         loader->send(me, std::make_shared<ModelLoaded>(ModelLoaded{load()}));
     };
@@ -69,11 +79,11 @@ void TokenScheduler::loaded(ModelLoaded& loaded) {
         problem_ = loaded.model.error().message;
         failed_at_ = now();
         spdlog::error("model {}: {}", config_.model->name, problem_);
+        arm_count();
         return release_held();
     }
     model_ = std::move(*loaded.model);
-    const uint32_t devices = std::clamp(config_.model->own.devices, 1u, limits::devices_per_model_max);
-    slots_ = std::vector<Slot>(devices);
+    slots_ = std::vector<Slot>(worker_count(*config_.model));
     for (Slot& slot : slots_) start_worker(slot);
 }
 
@@ -95,6 +105,8 @@ void TokenScheduler::opened(DeviceOpened& opened) {
     if (const auto* error = std::get_if<Error>(&opened.outcome)) return lose(slot, error->message);
     slot.caps = std::get<DeviceCaps>(std::move(opened.outcome));
     slot.state = Slot::State::up;
+    if (metrics_) metrics_->opened(opened.worker.index, slot.caps.simulated);
+    arm_count();
     if (scheduler_) {
         add_device(slot);
         return release_held();
@@ -184,6 +196,11 @@ void TokenScheduler::lose(Slot& slot, const std::string& why) {
     ++slot.losses;
     slot.problem = why;
     slot.busy_since = 0;
+    if (metrics_) {
+        metrics_->follow(figures());  // the totals of its device end here
+        metrics_->lost(index);
+    }
+    arm_count();
     if (scheduler_) scheduler_->device_lost(DeviceId{index}, why, now());
     const caf::actor gone = std::exchange(slot.actor, nullptr);
     if (gone) {
@@ -329,6 +346,7 @@ void TokenScheduler::work_done(DeviceWorkDone& done) {
 
 void TokenScheduler::advance() {
     if (!scheduler_) return;
+    arm_count();
     SchedulerOutputs before = scheduler_->outputs();
     take_tokens(before);
     auto works = scheduler_->step(now());
@@ -420,6 +438,7 @@ void TokenScheduler::tell(SchedulerOutputs& out) {
 }
 
 void TokenScheduler::finish(SequenceEnded& ended) {
+    if (metrics_) metrics_->ended(ended);
     const auto found = active_.find(ended.sequence);
     if (found == active_.end()) return;
     Active active = std::move(found->second);
@@ -472,6 +491,7 @@ void TokenScheduler::arm() {
 
 void TokenScheduler::stored(const KvStored& stored) {
     stores_ -= stores_ > 0;
+    if (metrics_) metrics_->evicted_from_disk(stored.evicted.size());
     if (!scheduler_) return;
     for (const KvHash& hash : stored.hashes) scheduler_->stored_on_disk(hash, stored.ok);
     for (const KvHash& hash : stored.evicted) scheduler_->lost_on_disk(hash);
@@ -500,7 +520,28 @@ void TokenScheduler::session_gone(const SessionKey& key) {
 
 // --- for people ------------------------------------------------------------------------------------------------------
 
-ModelInfo TokenScheduler::info() const {
+WorkerInfo TokenScheduler::worker_info(uint32_t index, const Slot& slot) const {
+    WorkerInfo worker;
+    worker.index = index;
+    worker.name = name_of(config_.model->name, index);
+    worker.problem = slot.problem;
+    worker.losses = slot.losses;
+    worker.kind = slot.caps.kind.empty() ? config_.model->device : slot.caps.kind;
+    worker.hardware = slot.caps.hardware;
+    worker.kernel_id = slot.caps.kernel_id;
+    worker.simulated = slot.caps.simulated;
+    switch (slot.state) {
+        case Slot::State::starting: worker.state = WorkerState::starting; break;
+        case Slot::State::down: worker.state = WorkerState::down; break;
+        case Slot::State::up:
+            worker.state = !slot.draining                                       ? WorkerState::up
+                           : scheduler_ && scheduler_->drained(DeviceId{index}) ? WorkerState::drained
+                                                                                : WorkerState::draining;
+    }
+    return worker;
+}
+
+ModelInfo TokenScheduler::figures() const {
     ModelInfo info;
     info.model = config_.model->name;
     info.state = state_;
@@ -508,43 +549,59 @@ ModelInfo TokenScheduler::info() const {
     if (state_ == ModelState::failed) info.problem = problem_;
     if (generation_model_) info.context_max = generation_model_->context_max;
     if (scheduler_) info.scheduler = scheduler_->view();
-    for (size_t i = 0; i < slots_.size(); ++i) {
-        const Slot& slot = slots_[i];
-        WorkerInfo worker;
-        worker.index = uint32_t(i);
-        worker.name = name_of(info.model, worker.index);
-        worker.problem = slot.problem;
-        worker.losses = slot.losses;
-        worker.kind = slot.caps.kind.empty() ? config_.model->device : slot.caps.kind;
-        worker.hardware = slot.caps.hardware;
-        worker.kernel_id = slot.caps.kernel_id;
-        worker.simulated = slot.caps.simulated;
-        if (slot.caps.block_bytes) {
-            info.block_tokens = slot.caps.block_tokens;
-            info.block_bytes = slot.caps.block_bytes;
+    for (uint32_t i = 0; i < slots_.size(); ++i) {
+        const DeviceCaps& caps = slots_[i].caps;
+        if (caps.block_bytes) {
+            info.block_tokens = caps.block_tokens;
+            info.block_bytes = caps.block_bytes;
         }
-        for (const DeviceView& view : info.scheduler.devices)
-            if (view.device.value == i) worker.device = view;
-        switch (slot.state) {
-            case Slot::State::starting: worker.state = WorkerState::starting; break;
-            case Slot::State::down: worker.state = WorkerState::down; break;
-            case Slot::State::up:
-                worker.state = !slot.draining                                              ? WorkerState::up
-                               : scheduler_ && scheduler_->drained(DeviceId{worker.index}) ? WorkerState::drained
-                                                                                           : WorkerState::draining;
+        info.workers.push_back(worker_info(i, slots_[i]));
+    }
+    for (DeviceView& view : info.scheduler.devices)
+        if (view.device.value < info.workers.size()) info.workers[view.device.value].device = std::move(view);
+    info.scheduler.devices.clear();
+    if (info.block_bytes) info.host_blocks_max = config_.model->own.kv_host_bytes / info.block_bytes;
+    if (info.block_bytes && kv_tier_) info.disk_blocks_max = config_.model->own.kv_disk_bytes / info.block_bytes;
+    // Before the files are read, and where they cannot be: the workers that there are to be.
+    for (auto i = uint32_t(slots_.size()); i < worker_count(*config_.model); ++i) {
+        WorkerInfo worker = worker_info(i, Slot{});
+        if (state_ == ModelState::failed) {
+            worker.state = WorkerState::down;
+            worker.problem = problem_;
         }
         info.workers.push_back(std::move(worker));
     }
-    info.scheduler.devices.clear();
+    return info;
+}
+
+ModelInfo TokenScheduler::info() const {
+    ModelInfo info = figures();
     info.decisions.assign(decisions_.begin(), decisions_.end());
     return info;
 }
 
+/// Whatever changes arms it: a model that rests counts nothing, and what happened is told within the interval.
+void TokenScheduler::arm_count() {
+    if (!metrics_ || std::exchange(counting_, true)) return;
+    self_->delayed_send(self_, std::chrono::milliseconds(count_interval_ms), watch_atom::value, advance_atom::value);
+}
+
+void TokenScheduler::count() {
+    counting_ = false;
+    metrics_->follow(figures());
+}
+
 void TokenScheduler::drain(DrainWorker& drain) {
-    if (drain.index >= slots_.size())
-        return drain.done(Error{ErrorCode::not_found,
-                                "model " + config_.model->name + " has no worker " + std::to_string(drain.index),
-                                {}});
+    if (drain.index >= slots_.size()) {
+        std::string message = "there is no worker " + name_of(config_.model->name, drain.index) + "; ";
+        if (slots_.empty())
+            message += "the model is " + std::string(to_string(state_));
+        else if (slots_.size() == 1)
+            message += "there is " + name_of(config_.model->name, 0);
+        else
+            message += "there are " + name_of(config_.model->name, 0) + " to " + std::to_string(slots_.size() - 1);
+        return drain.done(Error{ErrorCode::not_found, std::move(message), "worker"});
+    }
     Slot& slot = slots_[drain.index];
     slot.draining = drain.on;
     if (slot.state == Slot::State::down && !drain.on) {
@@ -603,6 +660,7 @@ caf::behavior token_scheduler(caf::stateful_actor<TokenSchedulerState>* self, To
         [scheduler](const CancelStep& cancel) { scheduler->cancel(cancel.request_id); },
         [scheduler](advance_atom) { scheduler->advance(); },
         [scheduler](watch_atom) { scheduler->watch(); },
+        [scheduler](watch_atom, advance_atom) { scheduler->count(); },
         [scheduler](const ModelLoadedPtr& loaded) { scheduler->loaded(*loaded); },
         [scheduler](const DeviceOpenedPtr& opened) { scheduler->opened(*opened); },
         [scheduler](const KvFoundPtr& found) { scheduler->found(*found); },

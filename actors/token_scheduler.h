@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "actors/token_messages.h"
+#include "actors/token_metrics.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/metrics.h"
 #include "runtime/policy/restart.h"
@@ -73,6 +74,7 @@ class TokenScheduler {
     void worker_down(const caf::actor_addr& worker, const std::string& why);
     void drain(DrainWorker& drain);
     ModelInfo info() const;
+    void count();
     void watch();
     void advance();
     void stop();
@@ -111,6 +113,9 @@ class TokenScheduler {
     void perform(const std::vector<TierEffect>& tiers);
     void tell(SchedulerOutputs& out);
     void finish(SequenceEnded& ended);
+    ModelInfo figures() const;
+    WorkerInfo worker_info(uint32_t index, const Slot& slot) const;
+    void arm_count();
     void fail(const ModelCall& call, ModelError error);
     void note(std::vector<SchedulerDecision> decisions);
     void arm();
@@ -136,8 +141,9 @@ class TokenScheduler {
     std::deque<ModelInfo::DecisionEntry> decisions_;
     std::vector<SequenceHandle> spoke_;  // with text in this round
     TimeUs armed_at_ = 0;
-    size_t stores_ = 0;  // that the KV tier has not answered
-    bool watching_ = false, stopping_ = false;
+    size_t stores_ = 0;                      // that the KV tier has not answered
+    std::unique_ptr<TokenMetrics> metrics_;  // none where the configuration has no registry
+    bool watching_ = false, counting_ = false, stopping_ = false;
 };
 
 struct TokenSchedulerState {

@@ -34,8 +34,9 @@ struct ModelInfo {
     std::string problem;  // failed: why
     uint32_t context_max = 0, block_tokens = 0;
     uint64_t block_bytes = 0;
-    size_t stores_pending = 0;  // writes of blocks to disk that are under way
-    SchedulerView scheduler;    // its devices are in `workers`
+    uint64_t host_blocks_max = 0, disk_blocks_max = 0;  // for which these tiers have room; 0: no such tier
+    size_t stores_pending = 0;                          // writes of blocks to disk that are under way
+    SchedulerView scheduler;                            // its devices are in `workers`
     std::vector<WorkerInfo> workers;
     struct DecisionEntry {
         TimeMs at = 0;

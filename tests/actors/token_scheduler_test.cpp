@@ -115,7 +115,7 @@ class Bench {
         config.step_timeout_ms = options_.step_timeout_ms;
         config.detached = options_.threads;
         config.clock = options_.threads ? static_cast<const Clock*>(&system_clock_) : &clock;
-        config.metrics = &metrics_;
+        config.metrics = &metrics;
         model.emplace(system_, std::move(config));
         settle();
     }
@@ -187,6 +187,7 @@ class Bench {
         return *got->info;
     }
 
+    Metrics metrics;
     ManualClock clock;
     std::shared_ptr<std::atomic<uint64_t>> steps = std::make_shared<std::atomic<uint64_t>>(0);
     std::optional<OwnModel> model;
@@ -194,7 +195,6 @@ class Bench {
   private:
     Options options_;
     SystemClock system_clock_;
-    Metrics metrics_;
     Config config_;
     caf::actor_system system_;
     uint64_t requests_ = 0;
@@ -204,6 +204,15 @@ ModelResult result_of(const std::shared_ptr<RecordingSink>& sink) {
     if (const auto error = sink->error()) FAIL(error->message);
     REQUIRE(sink->ends() == 1);
     return *sink->result();
+}
+
+/// Of one series, named with its labels as it is exposed.
+double metric(Bench& bench, const std::string& series) {
+    const std::string text = bench.metrics.expose();
+    const size_t at = text.find("\n" + series + " ");
+    INFO(series);
+    REQUIRE(at != std::string::npos);
+    return std::stod(text.substr(at + series.size() + 2));
 }
 
 const std::vector<std::string> questions = {"hello",
@@ -543,4 +552,90 @@ TEST_CASE("token scheduler: a model that cannot be loaded is named, and tried ag
     CHECK(sink->error()->error_class == ErrorClass::invalid);
     CHECK(sink->error()->message.find("no_such_folder") != std::string::npos);
     CHECK(bench.info().state == ModelState::failed);
+}
+
+TEST_CASE("token scheduler: what metrics tell is what it did, a second later at most, across a lost worker") {
+    Bench::Options options;
+    options.before = [](uint32_t, uint64_t step) -> std::optional<DeviceError> {
+        if (step != 3) return std::nullopt;
+        return DeviceError{DeviceAction::restart_worker, DeviceFault::hardware, "pulled out", {}, 0};
+    };
+    std::optional<Bench> bench(std::in_place, options);
+    const std::string of = "{model=\"mainstay_tiny\"}", worker = "{model=\"mainstay_tiny\",worker=\"0\"}";
+    uint64_t prompt = 0, cached = 0, generated = 0;
+    std::vector<ItemPtr> history;
+    for (const std::string& question : {questions[0], questions[6], questions[4]}) {
+        const auto result = result_of(bench->ask(1, question, history));
+        prompt += result.usage.input_tokens;
+        cached += result.usage.cached_tokens;
+        generated += result.usage.output_tokens;
+        history.push_back(message(Role::user, question));
+        history.push_back(message(Role::assistant, result.text));
+    }
+    // A step that gives up waiting, and one that is cancelled amid its tokens, are counted as what they are.
+    auto late = bench->request(2, "hello");
+    late.deadline = bench->clock.now_ms() + 50;
+    const auto sink = bench->submit(std::move(late));
+    bench->some(1);
+    bench->advance(100);
+    CHECK(sink->error());
+    auto cut = bench->request(3, "tell me a joke");
+    const uint64_t id = cut.request_id;
+    bench->submit(std::move(cut));
+    bench->some(8);
+    bench->model->cancel(id);
+    bench->settle();
+    bench->advance(1000);
+
+    CHECK(cached > 0);
+    CHECK(metric(*bench, "mainstay_model_sequences_total{end=\"deadline\",model=\"mainstay_tiny\"}") == 1);
+    CHECK(metric(*bench, "mainstay_model_sequences_total{end=\"cancelled\",model=\"mainstay_tiny\"}") == 1);
+    CHECK(metric(*bench, "mainstay_model_queue_wait_seconds_count" + of) == 5);
+    CHECK(metric(*bench, "mainstay_model_time_to_first_token_seconds_count" + of) >= 3);
+    const auto info = bench->info();
+    CHECK(metric(*bench, "mainstay_model_prompt_tokens_total" + of) > double(prompt));
+    CHECK(metric(*bench, "mainstay_model_cached_tokens_total{model=\"mainstay_tiny\",tier=\"device\"}") >=
+          double(cached));
+    CHECK(metric(*bench, "mainstay_model_generated_tokens_total" + of) == double(info.scheduler.generated_tokens));
+    CHECK(info.scheduler.generated_tokens >= generated);
+    CHECK(metric(*bench, "mainstay_model_prefilled_tokens_total" + of) == double(info.scheduler.prefilled_tokens));
+    // Two steps ran on the device that was lost, the rest on the one after it.
+    CHECK(info.workers.at(0).losses == 1);
+    CHECK(metric(*bench, "mainstay_worker_losses_total" + worker) == 1);
+    CHECK(metric(*bench, "mainstay_worker_steps_total" + worker) == double(info.workers.at(0).device.steps + 2));
+    CHECK(metric(*bench, "mainstay_model_requeued_sequences_total" + of) == 1);
+    CHECK(metric(*bench,
+                 "mainstay_worker_device_seconds_total{model=\"mainstay_tiny\",simulated=\"true\",worker="
+                 "\"0\"}") > info.workers.at(0).device.device_s);
+    CHECK(metric(*bench, "mainstay_worker_rows_max" + worker) == 16);
+    CHECK(metric(*bench, "mainstay_model_kv_blocks_max{model=\"mainstay_tiny\",tier=\"host\"}") ==
+          double((16 << 20) / info.block_bytes));
+    const auto view = info.workers.at(0).device;
+    CHECK(metric(*bench, "mainstay_model_kv_blocks{model=\"mainstay_tiny\",tier=\"device\"}") ==
+          double(view.blocks_total - view.blocks_free));
+    CHECK(metric(*bench, "mainstay_model_workers{model=\"mainstay_tiny\",state=\"up\"}") == 1);
+}
+
+TEST_CASE("token scheduler: workers of a model that cannot be loaded are shown as down, with the reason") {
+    ModelSpec broken = *tiny(2);
+    broken.own.path = "no_such_folder";
+    Bench::Options options;
+    options.model = std::make_shared<const ModelSpec>(broken);
+    Bench bench(options);
+    const auto info = bench.info();
+    REQUIRE(info.workers.size() == 2);
+    for (const WorkerInfo& worker : info.workers) {
+        CHECK(worker.state == WorkerState::down);
+        CHECK(worker.problem.find("no_such_folder") != std::string::npos);
+        CHECK(worker.kind == "neuron_core_sim");
+    }
+    bench.advance(1000);
+    CHECK(metric(bench, "mainstay_model_workers{model=\"mainstay_tiny\",state=\"down\"}") == 2);
+    std::string refused;
+    bench.model->drain(0, true, ReplyTo<ModelInfo>([&](Result<ModelInfo> answer) {
+                           REQUIRE(!answer.ok());
+                           refused = answer.error().message;
+                       }));
+    bench.settle();
+    CHECK(refused.find("failed") != std::string::npos);
 }
