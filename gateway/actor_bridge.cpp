@@ -4,6 +4,7 @@
 #include <caf/spawn_options.hpp>
 
 #include "actors/agent_binding.h"
+#include "actors/model_scheduler.h"
 #include "actors/session_inspector.h"
 #include "runtime/agent/agent_file.h"
 #include "runtime/base/digest.h"
@@ -241,6 +242,18 @@ void ActorBridge::apply_agent(const Principal& principal, std::string text, bool
             done(std::move(applied));
         });
     node_.store.append(std::move(append));
+}
+
+// --- accelerator workers
+// --------------------------------------------------------------------------------------------------------
+
+void ActorBridge::list_workers(const Principal&, Callback<std::vector<ModelInfo>> done) {
+    node_.models.read_models(std::move(done));
+}
+
+void ActorBridge::drain_worker(const Principal&, const std::string& model, uint32_t index, bool on,
+                               Callback<ModelInfo> done) {
+    node_.models.drain_worker(model, index, on, std::move(done));
 }
 
 // --- health

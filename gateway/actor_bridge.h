@@ -45,6 +45,9 @@ class ActorBridge final : public Bridge {
     std::vector<ModelPtr> list_models(const Principal& principal) override;
     void apply_agent(const Principal& principal, std::string text, bool is_toml, bool dry_run,
                      Callback<Applied> done) override;
+    void list_workers(const Principal& principal, Callback<std::vector<ModelInfo>> done) override;
+    void drain_worker(const Principal& principal, const std::string& model, uint32_t index, bool on,
+                      Callback<ModelInfo> done) override;
     std::string not_ready_because() const override;
     std::string metrics_text() override;
 

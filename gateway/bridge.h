@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "actors/answers.h"
+#include "actors/worker_info.h"
 
 namespace mainstay {
 
@@ -54,6 +55,12 @@ class Bridge {
     };
     virtual void apply_agent(const Principal& principal, std::string text, bool is_toml, bool dry_run,
                              Callback<Applied> done) = 0;
+
+    // Accelerator workers: every model on devices of our own, with its workers.
+    virtual void list_workers(const Principal& principal, Callback<std::vector<ModelInfo>> done) = 0;
+    /// The worker takes nothing new, or (`on` false) works again; answers with its model. Error: not_found.
+    virtual void drain_worker(const Principal& principal, const std::string& model, uint32_t index, bool on,
+                              Callback<ModelInfo> done) = 0;
 
     // Health. ready() is empty when requests are welcome, else says why not ("starting", "draining", "storage_full").
     virtual std::string not_ready_because() const = 0;

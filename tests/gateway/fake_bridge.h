@@ -70,7 +70,8 @@ class FakeBridge : public Bridge {
     std::string reason;  // not_ready_because
     std::vector<AgentPtr> agents;
     std::vector<ModelPtr> models;
-    bool inline_answers = false;  // answer on the caller's thread: the benchmark measures the door alone
+    std::vector<ModelInfo> workers;  // set before the first request; after it on the worker thread
+    bool inline_answers = false;     // answer on the caller's thread: the benchmark measures the door alone
 
     FakeBridge() {
         auto agent = std::make_shared<AgentSpec>();
@@ -280,6 +281,20 @@ class FakeBridge : public Bridge {
     void apply_agent(const Principal&, std::string text, bool is_toml, bool dry_run, Callback<Applied> done) override {
         run([this, text = std::move(text), is_toml, dry_run, done = std::move(done)] {
             done(Applied{agents.front(), !dry_run, (is_toml ? "toml: " : "json: ") + text});
+        });
+    }
+    void list_workers(const Principal&, Callback<std::vector<ModelInfo>> done) override {
+        run([this, done = std::move(done)] { done(workers); });
+    }
+    void drain_worker(const Principal&, const std::string& model, uint32_t index, bool on,
+                      Callback<ModelInfo> done) override {
+        run([this, model, index, on, done = std::move(done)] {
+            for (ModelInfo& one : workers) {
+                if (one.model != model || index >= one.workers.size()) continue;
+                one.workers[index].state = on ? WorkerState::drained : WorkerState::up;
+                return done(one);
+            }
+            done(Error{ErrorCode::not_found, "there is no such worker", "worker"});
         });
     }
     std::string not_ready_because() const override { return reason; }
