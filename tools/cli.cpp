@@ -17,7 +17,7 @@ struct Words {
     ChatOptions chat;
     size_t limit = 100;
     uint64_t after = 0;
-    bool dry_run = false, yes = false;
+    bool dry_run = false, yes = false, undo = false;
 };
 
 using Command = std::function<void(CliContext&)>;
@@ -29,6 +29,7 @@ class Tree {
         add_globals();
         add_agents();
         add_sessions();
+        add_workers();
         add_others();
         app_.require_subcommand(1);
     }
@@ -98,6 +99,20 @@ class Tree {
             ->required()
             ->check(CLI::IsMember({"done", "failed", "retry"}));
         resolve->add_option("--result", words_.result, "JSON that the call returned");
+    }
+    void add_workers() {
+        auto* worker = app_.add_subcommand("worker", "accelerator workers: list, show, drain")
+                           ->alias("workers")
+                           ->require_subcommand(1);
+        worker->fallthrough();
+        leaf(worker, "list", "of every model on a device of its own", [](CliContext& c) { list_workers(c); });
+        leaf(worker, "show", "all that is known of one", [this](CliContext& c) { show_worker(c, words_.name); })
+            ->add_option("name", words_.name, "MODEL/INDEX")
+            ->required();
+        auto* drain = leaf(worker, "drain", "give it nothing new",
+                           [this](CliContext& c) { drain_worker(c, words_.name, words_.undo); });
+        drain->add_option("name", words_.name, "MODEL/INDEX")->required();
+        drain->add_flag("--undo", words_.undo, "let it work again");
     }
     void add_others() {
         auto* talk = leaf(&app_, "chat", "talk to an agent", [this](CliContext& c) { chat(c, words_.chat); });

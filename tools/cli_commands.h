@@ -42,6 +42,9 @@ void delete_session(CliContext& context, const std::string& id, bool yes);
 void resolve_call(CliContext& context, const std::string& id, const std::string& call, const std::string& as,
                   const std::string& result);
 void explain_session(CliContext& context, const std::string& id);
+void list_workers(CliContext& context);
+void show_worker(CliContext& context, const std::string& name);
+void drain_worker(CliContext& context, const std::string& name, bool undo);
 void show_status(CliContext& context);
 
 struct ChatOptions {

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 
-from harness import (BIN, BUILTIN, Daemon, agent, check, ledger_tools, note, read_lines, run, scripted, wait_until)
+from harness import (BIN, BUILTIN, ROOT, Daemon, agent, check, ledger_tools, note, read_lines, run, scripted, wait_until)
 
 MODELS = {
     "plain": scripted("plain", {"text": "heard {input}"}),
@@ -173,6 +173,59 @@ def resolve():
     check(len(keys) == 1, "under the same key", keys)
 
 
+def workers():
+    """worker list, show, drain and its undoing, on the shipped small model with two workers; no such worker."""
+    daemon = Daemon({}, {"tiny": """
+name = "mainstay_tiny"
+device = "neuron_core_sim"
+path = "%s"
+context_window = 768
+hardware = "trn2"
+devices = 2
+threads = 1
+[kv]
+device = "4MB"
+host = "8MB"
+disk = "16MB"
+""" % os.path.join(ROOT, "config", "models", "mainstay_tiny"), "plain": MODELS["plain"]})
+    daemon.start()
+    wait_until("the model to be loaded", lambda: all(w["state"] == "up" for w in ok_json(daemon, "worker", "list")))
+    listed = ok_json(daemon, "worker", "list")
+    check([w["name"] for w in listed] == ["mainstay_tiny/0", "mainstay_tiny/1"], "both workers, and no model of a server", listed)
+    for _ in range(2):
+        check(daemon.turn("mainstay_tiny", "hello")["status"] == "completed", "the model answers")
+    listed = ok_json(daemon, "worker", "list")
+    check(sum(w["totals"]["steps"] for w in listed) > 0 and sum(w["accelerator"]["joules"] for w in listed) > 0, "they worked", listed)
+    check(all(w["accelerator"]["simulated"] and w["accelerator"]["power"] == "assumed" for w in listed), "figures are labelled")
+    out, _ = ok(daemon, "worker", "list")
+    rows = out.rstrip("\n").split("\n")
+    check(len(rows) == 3 and all("simulated, power assumed" in row for row in rows[1:]), "and so they are in the table", out)
+    worked = max(listed, key=lambda w: w["totals"]["steps"])["name"]
+    shown = ok_json(daemon, "worker", "show", worked)
+    check(shown["model_figures"]["sequences"]["ended"] == 2 and shown["model_figures"]["tokens"]["generated"] > 0, "what ended", shown)
+    check([t["tier"] for t in shown["model_figures"]["kv"]["tiers"]] == ["device", "host", "disk"], "all tiers", shown)
+    check(any(d["decision"] == "placed" and d["worker"] == worked for d in shown["decisions"]), "and why it has what it has", shown)
+    out, _ = ok(daemon, "worker", "show", worked)
+    check("simulated, power assumed" in out and "KV TIER" in out and "placed" in out, "show for people", out)
+    note(out)
+    _, err = ok(daemon, "worker", "drain", "mainstay_tiny/1")
+    check("mainstay_tiny/1 is drained" in err, "nothing runs: it is drained at once", err)
+    before = ok_json(daemon, "worker", "show", "mainstay_tiny/1")["totals"]["steps"]
+    for _ in range(4):
+        daemon.turn("mainstay_tiny", "what time is it?")
+    after = ok_json(daemon, "worker", "show", "mainstay_tiny/1")
+    check(after["totals"]["steps"] == before and after["state"] == "drained", "it takes nothing new", after)
+    _, err = ok(daemon, "worker", "drain", "mainstay_tiny/1", "--undo")
+    check("mainstay_tiny/1 is up" in err, "and works again after", err)
+    for name in ("mainstay_tiny/2", "plain/0", "nobody/0"):
+        status, _, err = daemon.cli("worker", "show", name)
+        check(status == NOT_FOUND and "mainstay_tiny/0, mainstay_tiny/1" in err, "what there is is named", name, err)
+        status, _, err = daemon.cli("worker", "drain", name)
+        check(status == NOT_FOUND and "mainstay_tiny" in err, "also where it was to be drained", name, err)
+    status, _, err = daemon.cli("worker", "show", "mainstay_tiny")
+    check(status == USAGE and "MODEL/INDEX" in err, "a worker's name has two parts", status, err)
+
+
 def others():
     """status, version, completion, usage errors, and a daemon that is not there."""
     daemon = start()
@@ -206,4 +259,4 @@ def others():
 
 
 if __name__ == "__main__":
-    run(agents, sessions, resolve, others)
+    run(agents, sessions, resolve, workers, others)

@@ -313,6 +313,64 @@ TEST_CASE("cli: an unknown outcome is closed with what happened") {
     CHECK(boost::json::parse(seen[1].body) == boost::json::parse(R"({"as":"retry"})"));
 }
 
+namespace {
+
+const std::string worker_object =
+    R"({"object":"worker","name":"a/b/1","model":"a/b","index":1,"state":"draining","problem":"pulled\u001b[31m out",
+    "losses":2,"device":{"kind":"neuron_core_sim","hardware":"trn2","kernel":"k1","simulated":true},
+    "batch":{"running":3,"rows_max":16,"busy":true},
+    "totals":{"steps":10,"rows":25,"tokens":90,"padded_tokens":10,"busy_seconds":0.5},
+    "accelerator":{"seconds":1.25,"joules":300.5,"simulated":true,"power":"assumed"},
+    "kv_blocks":{"total":64,"free":20,"cached":30})";
+const std::string worker_shown = worker_object + R"(,"model_figures":{"state":"ready","problem":null,"context_max":768,
+    "sequences":{"waiting":4,"running":3,"submitted":9,"refused":1,"placed":8,"ended":5,"preempted":0,"requeued":0,"stale_results":0},
+    "tokens":{"prefilled":70,"cached":30,"generated":20},
+    "kv":{"block_tokens":16,"block_bytes":4096,"tiers":[{"tier":"device","blocks":44,"blocks_max":64,"hit_blocks":30},
+      {"tier":"host","blocks":8,"blocks_max":0,"hit_blocks":10}]}},
+    "decisions":[{"at_ms":1700000000123,"decision":"requeued","session":"conv_x","worker":"a/b/1","reason":"was lost"}]})";
+
+}  // namespace
+
+TEST_CASE("cli: workers are listed and shown, and what is simulated or assumed says so beside the figure") {
+    const StubDoor door([](const Seen& request) {
+        if (request.line.starts_with("GET /v1/workers HTTP"))
+            return answer(200, R"({"object":"list","data":[)" + worker_object + "}]}");
+        return answer(200, worker_shown);
+    });
+    const auto list = run_at(door, {"worker", "list"});
+    CHECK(list.status == 0);
+    CHECK(list.out.find("1.250 simulated") != std::string::npos);
+    CHECK(list.out.find("300.500 simulated, power assumed") != std::string::npos);
+    for (const auto* text : {"a/b/1", "draining", "neuron_core_sim (trn2)", "3/16", "10.0%", "44/64", "pulled[31m out"})
+        CHECK(list.out.find(text) != std::string::npos);
+    CHECK(boost::json::parse(run_at(door, {"workers", "list", "-o", "json"}).out).as_array().size() == 1);
+
+    const auto shown = run_at(door, {"worker", "show", "a/b/1"});
+    CHECK(shown.status == 0);
+    for (const std::string text :
+         {"1.250 simulated", "300.500 simulated, power assumed", "0.500 s measured", "rows per step:  2.500",
+          "10 of padding (10.0%)", "device   44/64   68.8%  30    75.0%", "host     8/0     -      10    25.0%",
+          "2023-11-14 22:13:20.123Z  requeued  conv_x   was lost"}) {
+        CAPTURE(text);
+        CHECK(shown.out.find(text) != std::string::npos);
+    }
+    CHECK(boost::json::parse(run_at(door, {"worker", "show", "a/b/1", "-o", "json"}).out).at("index") == 1);
+    // The model's name has a slash: only the last one parts it from the index.
+    CHECK(door.seen()[2].line == "GET /v1/workers/a%2Fb/1 HTTP/1.1");
+}
+
+TEST_CASE("cli: a worker is drained and undone, and its name has two parts") {
+    const StubDoor door([](const Seen&) { return answer(200, worker_shown); });
+    CHECK(run_at(door, {"worker", "drain", "tiny/0"}).error == "worker a/b/1 is draining: 3 still running there\n");
+    CHECK(run_at(door, {"worker", "drain", "tiny/0", "--undo"}).status == 0);
+    for (const auto* name : {"tiny", "tiny/", "/0"}) CHECK(run_at(door, {"worker", "drain", name}).status == 2);
+    const auto seen = door.seen();
+    REQUIRE(seen.size() == 2);
+    CHECK(seen[0].line == "POST /v1/workers/tiny/0/drain HTTP/1.1");
+    CHECK(seen[0].body == "{}");
+    CHECK(seen[1].body == R"({"undo":true})");
+}
+
 TEST_CASE("cli: status says alive, ready and why not") {
     std::atomic<bool> ready{true};
     const StubDoor door([&](const Seen& request) {
@@ -407,7 +465,8 @@ TEST_CASE("cli: completion scripts parse and offer every command") {
     for (const std::string shell : {"bash", "zsh"}) {
         const auto ran = run({"completion", shell});
         CHECK(ran.status == 0);
-        for (const auto* word : {"'session resolve'", "'agent apply'", "--dry-run", "explain", "complete -o default"})
+        for (const auto* word : {"'session resolve'", "'agent apply'", "'worker drain'", "--undo", "--dry-run",
+                                 "explain", "complete -o default"})
             CHECK(ran.out.find(word) != std::string::npos);
     }
     FILE* bash = popen("bash -n", "w");
