@@ -99,13 +99,20 @@ class Bench {
         ModelPtr model = tiny();
         std::string kv_directory;
         BeforeStep before;
+        int loads_that_fail = 0;
         bool threads = false;
         uint32_t step_timeout_ms = 30'000;
     };
     explicit Bench(Options options) : options_(std::move(options)), config_(options_.threads), system_(config_) {
         TokenSchedulerConfig config;
         config.model = options_.model;
-        config.load = [model = options_.model] { return load_model(*model, models_directory); };
+        config.load = [this]() -> Result<LoadedModel> {
+            if (options_.loads_that_fail > 0) {
+                --options_.loads_that_fail;
+                return {ErrorCode::model_not_loadable, "a tensor is torn", "t"};
+            }
+            return load_model(*options_.model, models_directory);
+        };
         config.open = [this](const LoadedModel& loaded, uint32_t index) -> Result<std::unique_ptr<Device>> {
             auto device = open_device(*options_.model, loaded, index);
             if (!device.ok() || !options_.before) return device;
@@ -167,6 +174,17 @@ class Bench {
         auto sink = submit(request(of_session, std::move(text), std::move(before)));
         settle();
         return sink;
+    }
+    /// As soon as the scheduler has come to the question: what else there is to do goes on after it.
+    ModelInfo info_now() {
+        std::optional<ModelInfo> got;
+        model->read(ReplyTo<ModelInfo>([&](Result<ModelInfo> info) {
+            REQUIRE(info.ok());
+            got = *info;
+        }));
+        while (!got && coordinator().has_job()) coordinator().run_once();
+        REQUIRE(got.has_value());
+        return *got;
     }
     ModelInfo info() {
         struct Got {
@@ -540,6 +558,28 @@ TEST_CASE("token scheduler: a worker that is drained takes nothing new, and work
     CHECK(bench.info().workers.at(1).device.steps > 0);
 }
 
+TEST_CASE("token scheduler: the only worker of a model ends what it runs when it is drained, and says which it is") {
+    Bench bench({});
+    const auto running = bench.submit(bench.request(1, "what is 17 + 25?"));
+    bench.some(12);
+    REQUIRE(bench.info_now().workers.at(0).device.running == 1);
+    WorkerState answered = WorkerState::down;
+    bench.model->drain(0, true, ReplyTo<ModelInfo>([&](Result<ModelInfo> info) {
+                           REQUIRE(info.ok());
+                           answered = info->workers.at(0).state;
+                       }));
+    const auto waits = bench.submit(bench.request(2, "hello"));
+    bench.settle();
+    CHECK(answered == WorkerState::draining);
+    CHECK(whole(result_of(running)) == R"(|calc{"expression":"17+25"})");
+    CHECK(bench.info().workers.at(0).state == WorkerState::drained);
+    CHECK(bench.info().scheduler.waiting == 1);
+    CHECK(waits->ends() == 0);
+    bench.model->drain(0, false, ReplyTo<ModelInfo>([](Result<ModelInfo>) {}));
+    bench.settle();
+    CHECK(!whole(result_of(waits)).empty());
+}
+
 TEST_CASE("token scheduler: a model that cannot be loaded is named, and tried again later") {
     ModelSpec broken = *tiny();
     broken.own.path = "no_such_folder";
@@ -638,4 +678,17 @@ TEST_CASE("token scheduler: workers of a model that cannot be loaded are shown a
                        }));
     bench.settle();
     CHECK(refused.find("failed") != std::string::npos);
+}
+
+TEST_CASE("token scheduler: a model that was mended is loaded by a later step") {
+    Bench::Options options;
+    options.loads_that_fail = 1;
+    Bench bench(options);
+    const auto torn = bench.ask(1, "hello");
+    REQUIRE(torn->error());
+    CHECK(torn->error()->message == "a tensor is torn");
+    CHECK(bench.ask(1, "hello")->error());  // not at each step
+    bench.advance(6000);
+    CHECK(result_of(bench.ask(1, "hello")).finish_reason == "stop");
+    CHECK(bench.info().state == ModelState::ready);
 }
