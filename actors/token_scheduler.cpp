@@ -89,7 +89,7 @@ void TokenScheduler::loaded(ModelLoaded& loaded) {
 
 void TokenScheduler::start_worker(Slot& slot) {
     const auto index = uint32_t(&slot - slots_.data());
-    ++slot.incarnation;
+    slot.incarnation = ++incarnations_;
     slot.state = Slot::State::starting;
     slot.busy_since = now();
     OpenDevice open = [open = config_.open, model = model_, index] { return open(model, index); };
@@ -98,9 +98,15 @@ void TokenScheduler::start_worker(Slot& slot) {
     arm_watch();
 }
 
+/// Not a worker that was given up meanwhile, nor one of before the model was loaded again.
+bool TokenScheduler::speaks(const WorkerTag& worker, Slot::State state) const {
+    return worker.index < slots_.size() && slots_[worker.index].incarnation == worker.incarnation &&
+           slots_[worker.index].state == state;
+}
+
 void TokenScheduler::opened(DeviceOpened& opened) {
+    if (!speaks(opened.worker, Slot::State::starting)) return;
     Slot& slot = slots_[opened.worker.index];
-    if (slot.incarnation != opened.worker.incarnation || slot.state != Slot::State::starting) return;
     slot.busy_since = 0;
     if (const auto* error = std::get_if<Error>(&opened.outcome)) return lose(slot, error->message);
     slot.caps = std::get<DeviceCaps>(std::move(opened.outcome));
@@ -321,8 +327,8 @@ void TokenScheduler::cancel(uint64_t request_id) {
 }
 
 void TokenScheduler::work_done(DeviceWorkDone& done) {
+    if (!speaks(done.worker, Slot::State::up)) return;
     Slot& slot = slots_[done.worker.index];
-    if (slot.incarnation != done.worker.incarnation || slot.state != Slot::State::up) return;
     const DeviceId id{done.worker.index};
     for (BlockExported& block : done.exported) {
         const bool ok = block.bytes != nullptr;

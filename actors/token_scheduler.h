@@ -101,6 +101,7 @@ class TokenScheduler {
 
     TimeUs now() const { return config_.clock->monotonic_ns() / 1000; }
     void start_worker(Slot& slot);
+    bool speaks(const WorkerTag& worker, Slot::State state) const;
     void lose(Slot& slot, const std::string& why);
     void add_device(Slot& slot);
     void become_ready(bool disk);
@@ -132,6 +133,7 @@ class TokenScheduler {
     LoadedModel model_;
     std::shared_ptr<const GenerationModel> generation_model_;
     std::vector<Slot> slots_;
+    uint32_t incarnations_ = 0;
     caf::actor kv_tier_;
     std::unique_ptr<KvFound> found_;
     std::unique_ptr<Scheduler> scheduler_;  // once a device is up and the disk was looked at
