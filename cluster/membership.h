@@ -1,0 +1,68 @@
+#pragma once
+// Which changes of a shard's record may be proposed, by whom, and what binds a primary while the outcome of one is not
+// known. Pure functions over records; the numbers T2 to T6 are those of docs/ARCHITECTURE.md ("A shard's record").
+//
+// Invariants, held by every change made here: I1 the epoch never falls, and rises with every change of primary; I7 no
+// change leaves fewer than min_in_sync replicas in sync. A change is compared with the version that its proposer knew,
+// so of two that meet one fails.
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "cluster/coordinator.h"
+
+namespace mainstay {
+
+bool contains(const std::vector<ReplicaName>& all, const ReplicaName& one);
+
+/// T2, by a replica in sync: it becomes the primary of the next epoch if the primary on record has no lease.
+ShardChange take_over(const ShardRecord& record, const LiveNode& self);
+/// T3, by the primary, with everything committed and nothing under way: `to` becomes the primary of the next epoch.
+ShardChange hand_over(const ShardRecord& record, const LiveNode& to);
+/// T4 and T5, by the primary: another in-sync set. Nodes that come in must be live when it takes effect.
+ShardChange resize(const ShardRecord& record, std::vector<ReplicaName> in_sync, const std::vector<LiveNode>& incoming);
+/// The same record again, by the primary: once confirmed, nothing proposed on the version before can take effect.
+ShardChange confirm(const ShardRecord& record);
+/// T6, by whoever balances: a wish, no change of ownership. Nothing clears it.
+ShardChange wish(const ShardRecord& record, std::optional<NodeUuid> target);
+
+/// Why `after` must not follow `before`; null: it may. For simulator, coordinators and audits.
+const char* broken_rule(const ShardRecord& before, const ShardRecord& after);
+
+/// Whether `self` may try T2, and how many candidates on record come before it. Nothing: it may not, because it is not
+/// in sync or the primary on record has a lease.
+std::optional<uint32_t> take_over_rank(const ShardRecord& record, const std::vector<LiveNode>& nodes,
+                                       const LiveNode& self);
+
+/// What binds a primary: the record that it knows, and every change of it that was proposed and may still take effect.
+class Configurations {
+  public:
+    /// The newest record known; older ones are ignored. A higher version shuts out all that was proposed before.
+    void adopt(const ShardRecord& record);
+    const ShardRecord& record() const { return record_; }
+
+    void proposed(uint64_t request, const ShardChange& change);
+    /// With ok the record becomes what was proposed; with unknown the proposal goes on to bind.
+    void settled(uint64_t request, const ChangeAnswer& answer);
+    /// A proposal was answered with unknown and may still take effect.
+    bool unsettled() const { return unsettled_; }
+
+    /// Replicas that must hold an entry before it is acknowledged, and answer a round before a read is: the in-sync set
+    /// on record and every one that was proposed.
+    const std::vector<ReplicaName>& required() const { return required_; }
+
+  private:
+    struct Proposal {
+        uint64_t request = 0;
+        ShardChange change;
+    };
+    void renew();
+
+    ShardRecord record_;
+    std::vector<Proposal> proposals_;
+    std::vector<ReplicaName> required_;
+    bool unsettled_ = false;
+};
+
+}  // namespace mainstay
