@@ -224,9 +224,7 @@ class Babbler {
 
     size_t pick(size_t n) { return random_() % n; }
 
-    void user(std::string text) {
-        add(item(ItemKind::message, std::move(text)));
-    }
+    void user(std::string text) { add(item(ItemKind::message, std::move(text))); }
 
     /// What it samples: bytes of texts that the tokenizer knows as one token, calls, marks, and noise; a stop token or
     /// none.
