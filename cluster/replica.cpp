@@ -57,7 +57,7 @@ void Replica::append(const AppendEntries& message, ReplicaOutputs& out) {
     const bool refused = full_ && !message.entries.empty();
     if (!refused) {
         if (!take_entries(message, group, out)) {
-            if (group.promise) write(std::move(group), out);  // the epoch counts all the same
+            if (group.promise && !out.halt) write(std::move(group), out);  // the epoch counts all the same
             return;
         }
         verified_ = std::max(verified_, message.previous.index + message.entries.size());
