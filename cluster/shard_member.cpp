@@ -207,6 +207,13 @@ const LiveNode* ShardMember::live(const ReplicaName& name) const {
     return nullptr;
 }
 
+/// It has no lease and has said nothing in this epoch: after a take-over, the primary that was. A timeout need not
+/// pass.
+bool ShardMember::absent(const ReplicaName& name) const {
+    const auto same = [&name](const LiveNode& node) { return node.name == name; };
+    return primary_->incarnation(name) == 0 && std::none_of(nodes_.begin(), nodes_.end(), same);
+}
+
 bool ShardMember::assigned(const NodeUuid& node) const {
     const auto& replicas = configurations_.record().replicas;
     return std::find(replicas.begin(), replicas.end(), node) != replicas.end();
@@ -284,7 +291,7 @@ bool ShardMember::decide_in_sync() {
     const auto& record = configurations_.record();
     std::vector<ReplicaName> keep;
     for (const auto& name : record.in_sync)
-        if (name == identity_.self || !primary_->failing(name, now_)) keep.push_back(name);
+        if (name == identity_.self || !(absent(name) || primary_->failing(name, now_))) keep.push_back(name);
     const bool shrinks = keep.size() < record.in_sync.size();
     std::vector<LiveNode> incoming;
     for (const auto& node : nodes_) {

@@ -68,6 +68,7 @@ class ShardMember {
     const LiveNode* successor() const;
     const LiveNode* live(const ReplicaName& name) const;
     bool assigned(const NodeUuid& node) const;
+    bool absent(const ReplicaName& name) const;
     void trim();
     LiveNode self() const { return {identity_.self, identity_.incarnation}; }
 
