@@ -1,6 +1,6 @@
 #pragma once
 // Which changes of a shard's record may be proposed, by whom, and what binds a primary while the outcome of one is not
-// known. Pure functions over records; the numbers T2 to T6 are those of docs/ARCHITECTURE.md ("A shard's record").
+// known. Pure functions over records; the numbers T2 to T6 are those of docs/CLUSTER.md.
 //
 // Invariants, held by every change made here: I1 the epoch never falls, and rises with every change of primary; I7 no
 // change leaves fewer than min_in_sync replicas in sync. A change is compared with the version that its proposer knew,

@@ -1,4 +1,4 @@
-// The failure cases of a replicated shard, one by one and by hand (docs/ARCHITECTURE.md, "When something fails").
+// The failure cases of a replicated shard, one by one and by hand (docs/CLUSTER.md, "When something fails").
 
 #include "cluster/shard_member.h"
 

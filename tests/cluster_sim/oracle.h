@@ -1,7 +1,7 @@
 #pragma once
 // What must hold in every history, checked at the moment when it could break: each change of the record, each durable
 // group, each acknowledgement, each answer to a client. Nothing here dies with a simulated process. The names I1 to I7
-// are those of docs/ARCHITECTURE.md. One history, one thread.
+// are those of docs/CLUSTER.md. One history, one thread.
 
 #include <array>
 #include <cstdint>
