@@ -122,6 +122,8 @@ Result<void> DiskStore::recover() {
         std::lock_guard lock(mutex_);
         if (applier_sleeps_ && (!applier_waits_for_more_ || tail_.has_full_generation())) applier_wakes_.notify_one();
     });
+    // Known from the first moment, not from the first attempt to apply: until then writes would be taken.
+    apply_blocked_ = !tail_.empty() && !room_to_apply(tail_.bytes());
     applier_ = std::thread([this] { apply_loop(); });
     return {};
 }
@@ -411,13 +413,13 @@ void DiskStore::apply_loop() {
     }
 }
 
-bool DiskStore::room_to_apply(const TailGeneration& generation) const {
-    return free_bytes(config_.directory) >= config_.disk_reserve_bytes + 2 * generation.bytes + apply_margin_bytes;
+bool DiskStore::room_to_apply(size_t bytes) const {
+    return free_bytes(config_.directory) >= config_.disk_reserve_bytes + 2 * bytes + apply_margin_bytes;
 }
 
 void DiskStore::apply_generation(const TailGeneration& generation) {
     std::vector<RowOp> rows;
-    bool applied = room_to_apply(generation);
+    bool applied = room_to_apply(generation.bytes);
     if (applied) {
         sweep_keys(rows);  // before the fold: a key that comes anew is put behind the deletion of its old row
         if (auto folded = fold_generation(generation, rows); !folded) {

@@ -85,7 +85,7 @@ class DiskStore final : public Store {
     bool must_apply() const;
     void apply_generation(const TailGeneration& generation);
     Result<void> fold_generation(const TailGeneration& generation, std::vector<RowOp>& rows);
-    bool room_to_apply(const TailGeneration& generation) const;
+    bool room_to_apply(size_t bytes) const;
     void sweep_keys(std::vector<RowOp>& rows);
     bool erase_due() const;
     void erase_deleted();
