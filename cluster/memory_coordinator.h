@@ -30,6 +30,7 @@ class MemoryCluster {
     const ShardRecord* record(ShardId shard) const;
     bool live(const Incarnation& incarnation) const;
     ClusterView list() const;
+    size_t leases() const { return leases_.size(); }
     /// Sees each change that took effect: the record before (nothing for the first) and after.
     void on_change(std::function<void(const ShardRecord* before, const ShardRecord& after)> callback) {
         on_change_ = std::move(callback);

@@ -69,18 +69,10 @@ size_t History::victim() {
     return random_.below(nodes_.size());
 }
 
-/// G1 promises nothing when all disks of an in-sync set are lost. Until a lost one has left the record, no other goes.
-bool History::may_lose_disk(size_t n) const {
-    const auto& record = *cluster_.record(ShardId());
-    size_t others = 0;
-    for (const auto& name : record.in_sync) {
-        bool exists = false;
-        for (const Disk* disk : disks_) exists = exists || disk->name == name;
-        if (!exists) return false;
-        others += name != nodes_[n].disk.name;
-    }
-    // Changes that were given up and are late may bring back an older set; while such may be, no disk is lost.
-    return others >= 1 && unknowns_ == 0 && counts_.struck[static_cast<size_t>(Fault::disk_lost)] == 0;
+/// G1 promises nothing when all disks of an in-sync set are lost. One lost disk for each history, where every set has
+/// two members: a change that is under way, or late, can then make no set of the lost one alone.
+bool History::may_lose_disk() const {
+    return cluster_.record(ShardId())->min_in_sync >= 2 && counts_.struck[static_cast<size_t>(Fault::disk_lost)] == 0;
 }
 
 void History::strike() {
@@ -91,8 +83,8 @@ void History::strike() {
     ++counts_.struck[static_cast<size_t>(fault)];
     switch (fault) {
         case Fault::disk_lost:
-            --counts_.struck[static_cast<size_t>(fault)];
-            if (may_lose_disk(n)) {
+            --counts_.struck[static_cast<size_t>(fault)];  // counted below, as what it comes to
+            if (may_lose_disk()) {
                 ++counts_.struck[static_cast<size_t>(fault)];
                 stop(n);
                 Disk empty;

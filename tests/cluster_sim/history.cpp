@@ -20,11 +20,8 @@ void Counts::add(const Counts& other) {
     for (size_t i = 0; i < sizeof(Counts) / sizeof(uint64_t); ++i) mine[i] += theirs[i];
 }
 
-History::History(const HistoryOptions& options)
-    : options_(options),
-      random_(options.seed * 0x9e3779b97f4a7c15 + 1),
-      cluster_(lease_ms_),
-      oracle_(disks_, options.clients_only) {
+/// Quick ones, so that a history of some seconds sees many take-overs, and logs that are trimmed early.
+void History::choose_settings() {
     settings_.heartbeat_ms = 50;
     settings_.resend_ms = 60;
     settings_.replica_timeout_ms = 200;
@@ -34,6 +31,17 @@ History::History(const HistoryOptions& options)
     settings_.log_records_kept = between(4, 60);
     settings_.message_records_max = between(2, 16);
     ambush_percent_ = chance(50) ? 30 : 0;
+}
+
+History::History(const HistoryOptions& options)
+    : options_(options),
+      random_(options.seed * 0x9e3779b97f4a7c15 + 1),
+      lease_ms_(options.as_shipped ? limits::node_lease_ms : 1000),
+      request_timeout_ms_(options.as_shipped ? limits::coordinator_request_timeout_ms : 150),
+      cluster_(lease_ms_),
+      oracle_(disks_, options.clients_only) {
+    if (!options.as_shipped) choose_settings();
+    hints_percent_ = options.hints_percent.value_or(static_cast<uint32_t>(random_.below(3) * 50));
     const size_t count = chance(75) ? 3 : 4;
     cut_.assign(8, {});
     nodes_ = std::vector<Node>(count);
@@ -45,6 +53,7 @@ History::History(const HistoryOptions& options)
     }
     cluster_.on_change([this](const ShardRecord* before, const ShardRecord& after) {
         oracle_.changed(before, after);
+        changed_ = true;
         if (before) count_change(*before, after);
     });
     cluster_.advance(now_);
@@ -130,6 +139,7 @@ void History::perform(Event& event) {
     }
     if (auto* to = std::get_if<ToMember>(&event.work)) return input(n, to->message);
     if (std::get_if<Sync>(&event.work)) return sync(n);
+    if (std::get_if<Hint>(&event.work)) return send(n, coordinator, node.life, AskList{false});
     if (auto* request = std::get_if<Request>(&event.work)) return serve(n, *request);
     if (std::get_if<TickDue>(&event.work)) {
         after(25, n, node.life, TickDue{});
@@ -213,6 +223,7 @@ void History::coordinate(const AskList& ask, size_t node, uint64_t life) {
         answer.read.nodes = std::move(view.nodes);
     }
     if (linked(coordinator, node)) after(delay(), node, life, std::move(answer));
+    tell_watches();
 }
 
 void History::coordinate(const AskChange& ask, size_t node, uint64_t life) {
@@ -225,6 +236,7 @@ void History::coordinate(const AskChange& ask, size_t node, uint64_t life) {
         if (ask.late) ++counts_.late_effects;
         if (ask.no_answer) ++counts_.unknown_with_effect;
     }
+    tell_watches();
     if (ask.no_answer || !linked(coordinator, node)) return;
     after(delay(), node, life, ChangeDone{ask.request, answer});
 }
@@ -249,6 +261,16 @@ void History::request_change(size_t n, ShardOutputs::Change& change) {
     if (linked(n, coordinator)) after(way, n, node.life, std::move(ask));
 }
 
+/// Some of them, and some not: nothing may rest on it.
+void History::tell_watches() {
+    const bool expired = cluster_.leases() < leases_;
+    leases_ = cluster_.leases();
+    if (!changed_ && !expired) return;
+    changed_ = false;
+    for (size_t n = 0; n < nodes_.size(); ++n)
+        if (nodes_[n].up && linked(coordinator, n) && chance(hints_percent_)) after(delay(), n, nodes_[n].life, Hint{});
+}
+
 void History::count_change(const ShardRecord& before, const ShardRecord& after) {
     if (after.primary != before.primary || after.incarnation != before.incarnation) {
         const bool wished =
@@ -270,7 +292,7 @@ void History::run() {
     const TimeMs begun = now_;
     while (commands_ < options_.commands || strikes_ < options_.faults) {
         check(step_event(), "a cluster never comes to rest");
-        check(now_ - begun < history_ms_max, "a history does not end");
+        if (now_ - begun > history_ms_max) throw Violation("a history does not end" + describe());
     }
     heal();
     const TimeMs healed = now_;
@@ -283,6 +305,24 @@ void History::run() {
     counts_.histories = 1;
     counts_.commands = commands_;
     counts_.virtual_ms = now_ - begun;
+}
+
+TimeMs History::interruption(bool planned) {
+    while (commands_ < 50) check(step_event(), "a cluster never comes to rest");
+    const TimeMs until = now_ + random_.below(lease_ms_ / 3);  // at any moment between two signs of life
+    while (now_ < until) check(step_event(), "a cluster never comes to rest");
+    if (planned) {
+        const ShardRecord record = *cluster_.record(ShardId());
+        cluster_.change(wish(record, nodes_[1].disk.name.node));
+        tell_watches();
+    } else {
+        stop(0);
+    }
+    while (interruption_ == 0) {
+        check(step_event(), "a cluster never comes to rest");
+        check(now_ - until < quiet_ms_max, "nobody takes over");
+    }
+    return interruption_;
 }
 
 void History::heal() {

@@ -54,7 +54,9 @@ struct HistoryOptions {
     uint64_t seed = 1;
     uint32_t commands = 200;
     uint32_t faults = 5;
-    bool clients_only = false;  // no invariants, only what clients see
+    bool clients_only = false;                   // no invariants, only what clients see
+    bool as_shipped = false;                     // the settings of a real node instead of quicker ones
+    std::optional<uint32_t> hints_percent = {};  // of changes and expired leases that each watch tells; none: by seed
 };
 
 class History {
@@ -63,6 +65,9 @@ class History {
     /// Throws Violation.
     void run();
     const Counts& counts() const { return counts_; }
+    /// Instead of run(): between the last write that the first primary acknowledges and the moment in which the next
+    /// one serves, when the first dies, or is told to move the shard. Virtual milliseconds.
+    TimeMs interruption(bool planned);
 
   private:
     static constexpr uint32_t client_count = 3;
@@ -103,6 +108,7 @@ class History {
         uint64_t request = 0;
         ChangeAnswer answer;
     };
+    struct Hint {};  // a watch says that something may have changed
     struct Start {};
     struct SpaceReturns {};
     struct ClientWakes {
@@ -114,8 +120,8 @@ class History {
         bool pauses = false;  // else the process dies
         TimeMs back = 0;      // after this time it goes on, or starts anew
     };
-    using Work = std::variant<ToMember, Sync, TickDue, AskList, ListRead, AskChange, ChangeDone, Start, SpaceReturns,
-                              Request, Reply, ClientWakes, AmbushEnds, AimedStrike>;
+    using Work = std::variant<ToMember, Sync, TickDue, AskList, ListRead, AskChange, ChangeDone, Hint, Start,
+                              SpaceReturns, Request, Reply, ClientWakes, AmbushEnds, AimedStrike>;
     struct Event {
         Work work;
         size_t node = coordinator;
@@ -162,6 +168,7 @@ class History {
     };
 
     // --- time and network (history.cpp)
+    void choose_settings();
     bool chance(uint64_t percent) { return random_.below(100) < percent; }
     TimeMs between(TimeMs least, TimeMs most) { return least + random_.below(most - least + 1); }
     void after(TimeMs delay, size_t node, uint64_t life, Work work);
@@ -194,6 +201,7 @@ class History {
     void coordinate(const AskList& ask, size_t node, uint64_t life);
     void coordinate(const AskChange& ask, size_t node, uint64_t life);
     void request_change(size_t node, ShardOutputs::Change& change);
+    void tell_watches();
     void count_change(const ShardRecord& before, const ShardRecord& after);
 
     // --- clients and faults (faults.cpp)
@@ -202,7 +210,7 @@ class History {
     void client_sends(uint32_t client);
     void strike();
     size_t victim();
-    bool may_lose_disk(size_t node) const;
+    bool may_lose_disk() const;
     void ambush(size_t proposer, const ShardRecord& before, const ShardChange& change);
     void wish_for_move();
 
@@ -215,7 +223,7 @@ class History {
     const HistoryOptions options_;
     SeededRandom random_;
     TimeMs now_ = 1'000'000;
-    const uint32_t lease_ms_ = 1000, request_timeout_ms_ = 150;
+    const uint32_t lease_ms_, request_timeout_ms_;
     ReplicationSettings settings_;
     MemoryCluster cluster_;
     std::vector<Node> nodes_;
@@ -232,7 +240,10 @@ class History {
     std::vector<std::array<TimeMs, 8>> cut_;  // from, to (7: coordinator): until when
     TimeMs noise_until_ = 0;
     uint32_t unknowns_ = 0;  // the next changes that are not answered
-    uint32_t ambush_percent_ = 0;
+    uint32_t ambush_percent_ = 0, hints_percent_ = 0;
+    bool changed_ = false;  // since watches were told
+    size_t leases_ = 0;     // when they were
+    TimeMs answered_at_ = 0, interruption_ = 0;
     std::deque<ShardOutputs> outputs_;  // kept for their storage
     size_t depth_ = 0;
 };

@@ -99,6 +99,7 @@ void History::perform_outputs(size_t n, ShardOutputs& out) {
         release_writes(n, *out.committed);
     }
     if (out.lead) {
+        if (answered_at_ != 0) interruption_ = now_ - answered_at_;
         node.sessions = node.disk.base_state;
         const auto& log = node.member->replica().log();
         for (uint64_t i = log.base().index + 1; i <= log.last_index(); ++i)
@@ -236,6 +237,7 @@ void History::answer(size_t n, const Waiting& waiting) {
     } else {
         oracle_.answered_write(request.write, waiting.version, request.begun);
         ++counts_.acknowledged;
+        answered_at_ = now_;
     }
     reply(n, request, true);
 }
