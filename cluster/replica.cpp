@@ -106,7 +106,8 @@ void Replica::take_part(const SnapshotPart& message, ReplicaOutputs& out) {
     WriteGroup group;
     if (!fence(message.epoch, out, group)) return;
     round_ = std::max(round_, message.round);
-    const bool have = message.at.index <= commit_ || log_.at(message.at.index) == message.at;
+    const bool holds = log_.at(message.at.index) == message.at;
+    const bool have = message.at.index <= commit_ || holds;
     if (have) {
         // A log that has the snapshot's position is not replaced by it: what follows there may be acknowledged.
         if (group.promise) write(std::move(group), out);
@@ -154,7 +155,8 @@ void Replica::answer_mismatch(uint64_t hint, ReplicaOutputs& out) const {
 // --- as the primary's own copy --------------------------------------------------------------------------------------
 
 void Replica::begin_epoch(Epoch epoch, ReplicaOutputs& out) {
-    INVARIANT(epoch > promised_ || mutant("hand_over_without_epoch"), "an epoch is begun once");
+    INVARIANT(epoch > promised_ || mutant("hand_over_without_epoch") || mutant("restart_resumes_its_epoch"),
+              "an epoch is begun once");
     drop_unwritten();
     WriteGroup group;
     group.promise = promised_ = epoch;

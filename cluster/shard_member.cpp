@@ -167,10 +167,11 @@ void ShardMember::take(const ChangeSettled& input) {
 
 void ShardMember::follow_record() {
     const auto& record = configurations_.record();
-    const bool mine = record.primary == identity_.self && record.incarnation == identity_.incarnation;
+    const bool resumes = mutant("restart_resumes_its_epoch");
+    const bool mine = record.primary == identity_.self && (record.incarnation == identity_.incarnation || resumes);
     if (primary_ && (!mine || record.epoch != primary_->epoch())) step_down();
     const bool begun = record.epoch < replica_.promised() ||
-                       (record.epoch == replica_.promised() && !mutant("hand_over_without_epoch"));
+                       (record.epoch == replica_.promised() && !mutant("hand_over_without_epoch") && !resumes);
     if (mine && !primary_ && !begun) lead();
     if (!primary_) return;
     // The required ones, and everybody live who is to hold a copy: they catch up before they come in.
