@@ -135,8 +135,15 @@ void ShardMember::take(const StateApplied& input) {
 void ShardMember::trim() {
     const auto& log = replica_.log();
     if (log.entries() <= settings_.log_records_kept && log.bytes() <= settings_.log_bytes_kept) return;
-    uint64_t to = std::min(applied_, replica_.applicable());
-    if (primary_) to = std::min(to, primary_->needed_from().value_or(to));
+    uint64_t most = std::min(applied_, replica_.applicable());
+    if (primary_) most = std::min(most, primary_->needed_from().value_or(most));
+    // Half of the bounds stays: who was away for a moment goes on from the log.
+    uint64_t to = log.base().index;
+    size_t entries = log.entries(), bytes = log.bytes();
+    while (to < most && (entries > settings_.log_records_kept / 2 || bytes > settings_.log_bytes_kept / 2)) {
+        --entries;
+        bytes -= log.entry(++to).bytes().size();
+    }
     if (to <= log.base().index) return;
     replica_.trim(to);
     out_->trimmed = log.base().index;

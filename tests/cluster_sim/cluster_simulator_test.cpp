@@ -33,7 +33,7 @@ namespace {
 
 constexpr uint64_t histories_default = 20'000;
 constexpr uint32_t commands_per_history = 200, faults_per_history = 5;
-constexpr uint64_t mutant_seeds = 100;              // within which each broken rule must be caught by the invariants
+constexpr uint64_t mutant_seeds = 300;              // within which each broken rule must be caught by the invariants
 constexpr uint64_t mutant_seeds_of_clients = 3000;  // ... and by what clients see
 constexpr size_t failures_max = 10;
 constexpr unsigned threads_max = 2;  // of a machine that others use as well; each history has one thread and no share

@@ -161,6 +161,8 @@ void History::ambush(size_t proposer, const ShardRecord& before, const ShardChan
     const TimeMs until = now_ + lease_ms_ + between(300, 2500);
     if (chance(80)) cut_[proposer][*favoured] = now_ + between(200, 2000);
     if (chance(50)) cut_[*favoured][proposer] = now_ + between(200, 2000);
+    // The proposer hears nothing of the coordinator for a while: what it does not know, it does not learn by reading.
+    if (chance(50)) cut_[coordinator_end][proposer] = now_ + between(200, 1200);
     for (size_t i = 0; i < nodes_.size(); ++i)
         if (i != *favoured && i != proposer && chance(80)) cut_[i][coordinator_end] = until;
     after(between(20, 600), proposer, nodes_[proposer].life, AimedStrike{chance(50), lease_ms_ + between(100, 1500)});
