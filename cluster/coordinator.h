@@ -102,9 +102,10 @@ struct ClusterView {
 /// repeats a change by itself: only who asked knows what an unknown one binds it to.
 class ClusterCoordinator : public Coordinator {
   public:
-    /// Takes a lease for this incarnation. Once; conflict if it had one before, live or expired.
+    /// Takes a lease for this incarnation. conflict: it has one. After an expired one it may have another: a lease
+    /// fences nothing, and whether somebody took over meanwhile is in the records.
     virtual Result<void> join() = 0;
-    /// Prolongs it. conflict: the lease has expired and cannot be had again, the process must start anew.
+    /// Prolongs it. conflict: it has expired, join again.
     virtual Result<void> keep_alive() = 0;
     /// All records and all leases. Linearizable: sees every change whose answer was given before the call.
     virtual Result<ClusterView> list() = 0;

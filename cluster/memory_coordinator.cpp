@@ -16,7 +16,7 @@ void MemoryCluster::advance(TimeMs now) {
 
 bool MemoryCluster::join(const LiveNode& node) {
     const Key key{node.name.node, node.incarnation};
-    if (!joined_.insert(key).second) return false;
+    if (leases_.contains(key)) return false;
     leases_[key] = {node.name, now_ + lease_ms_};
     return true;
 }
@@ -76,7 +76,7 @@ Result<void> MemoryCoordinator::join() {
     if (fault == CoordinatorFault::request_lost) return unreachable();
     const bool joined = cluster_.join(self_);
     if (fault != CoordinatorFault::none) return unreachable();
-    if (!joined) return {ErrorCode::conflict, "this incarnation has had its lease"};
+    if (!joined) return {ErrorCode::conflict, "this incarnation has its lease"};
     return {};
 }
 

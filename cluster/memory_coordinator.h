@@ -8,7 +8,6 @@
 #include <deque>
 #include <functional>
 #include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -48,7 +47,6 @@ class MemoryCluster {
     uint64_t revision_ = 0;
     std::map<ShardId, ShardRecord> records_;
     std::map<Key, Lease> leases_;
-    std::set<Key> joined_;  // ever: no incarnation has two leases
     std::function<void(const ShardRecord*, const ShardRecord&)> on_change_;
 };
 

@@ -33,7 +33,7 @@ namespace {
 
 constexpr uint64_t histories_default = 20'000;
 constexpr uint32_t commands_per_history = 200, faults_per_history = 5;
-constexpr uint64_t mutant_seeds = 300;              // within which each broken rule must be caught by the invariants
+constexpr uint64_t mutant_seeds = 500;              // within which each broken rule must be caught by the invariants
 constexpr uint64_t mutant_seeds_of_clients = 3000;  // ... and by what clients see
 constexpr size_t failures_max = 10;
 constexpr unsigned threads_max = 2;  // of a machine that others use as well; each history has one thread and no share
@@ -132,7 +132,7 @@ TEST_CASE("cluster: nothing acknowledged is lost, repeated or out of order in an
     CHECK(counts.late_effects >= 400);
     CHECK(counts.confirms >= 3'000);
     CHECK(counts.fenced >= 15'000);
-    CHECK(counts.groups_lost >= 6'000);
+    CHECK(counts.groups_lost >= 3'500);
     CHECK(counts.damaged >= 4'000);
     CHECK(counts.acknowledged >= 1'400'000);
     CHECK(counts.reads >= 600'000);

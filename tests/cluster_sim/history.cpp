@@ -151,8 +151,12 @@ void History::perform(Event& event) {
     }
     if (auto* read = std::get_if<ListRead>(&event.work)) {
         if (read->expired) {
-            // Somebody else may own what this process thinks it owns. It need not know: it is only no use any more.
+            // Somebody else may own by now what this process thinks it owns. It starts anew, or goes on and finds out.
             ++counts_.leases_lost;
+            if (chance(50)) {
+                cluster_.join({node.disk.name, node.incarnation});
+                return;
+            }
             stop(n);
             restart_after(n, between(1, 50));
         } else if (!read->keep_alive) {
