@@ -72,14 +72,17 @@ void ModelScheduler::attach(caf::actor_system& system, OwnModelsConfig config) {
 }
 
 void ModelScheduler::stop() {
-    std::unordered_map<std::string, std::vector<OwnEntry>> ended;
+    std::vector<std::shared_ptr<OwnModel>> models;
     {
         std::lock_guard lock(mutex_);
         system_ = nullptr;
-        ended.swap(own_);
+        for (auto& [name, versions] : own_)
+            for (OwnEntry& entry : versions) models.push_back(entry.device);
+        own_.clear();
+        // A step may still be cancelled by whoever asked for it: what it ran on is there until this object goes.
+        stopped_ = models;
     }
-    for (auto& [name, versions] : ended)
-        for (OwnEntry& entry : versions) entry.device->stop();
+    for (const auto& model : models) model->stop();
 }
 
 namespace {

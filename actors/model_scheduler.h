@@ -99,6 +99,7 @@ class ModelScheduler {
     caf::actor_system* system_ = nullptr;  // null: not attached
     OwnModelsConfig own_config_;
     std::unordered_map<std::string, std::vector<OwnEntry>> own_;  // by name; the newest version last
+    std::vector<std::shared_ptr<OwnModel>> stopped_;
     // Last, so that they are destroyed first: their threads call back into what is above.
     std::unordered_map<uint64_t, std::unique_ptr<TextDevice>> devices_;  // by digest of the model's specification
 };

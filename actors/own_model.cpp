@@ -56,7 +56,7 @@ void OwnModel::submit(ModelRequest request, std::shared_ptr<ModelSink> sink) {
         std::lock_guard lock(calls_->mutex);
         calls_->open.emplace(call->request_id, call);
     }
-    caf::anon_send(scheduler_, std::move(step));
+    caf::anon_send(scheduler(), std::move(step));
 }
 
 void OwnModel::cancel(uint64_t request_id) {
@@ -67,22 +67,32 @@ void OwnModel::cancel(uint64_t request_id) {
         found->second->cancelled = true;
         calls_->open.erase(found);
     }
-    caf::anon_send(scheduler_, CancelStep{request_id});
+    caf::anon_send(scheduler(), CancelStep{request_id});
 }
 
-void OwnModel::session_idle(const SessionKey& session) { caf::anon_send(scheduler_, SessionRests{session}); }
-void OwnModel::session_deleted(const SessionKey& session) { caf::anon_send(scheduler_, SessionGone{session}); }
+void OwnModel::session_idle(const SessionKey& session) { caf::anon_send(scheduler(), SessionRests{session}); }
+void OwnModel::session_deleted(const SessionKey& session) { caf::anon_send(scheduler(), SessionGone{session}); }
 
 void OwnModel::read(ReplyTo<ModelInfo> done) {
-    caf::anon_send(scheduler_, std::make_shared<ReadModel>(ReadModel{std::move(done)}));
+    caf::anon_send(scheduler(), std::make_shared<ReadModel>(ReadModel{std::move(done)}));
 }
 
 void OwnModel::drain(uint32_t worker, bool on, ReplyTo<ModelInfo> done) {
-    caf::anon_send(scheduler_, std::make_shared<DrainWorker>(DrainWorker{worker, on, std::move(done)}));
+    caf::anon_send(scheduler(), std::make_shared<DrainWorker>(DrainWorker{worker, on, std::move(done)}));
+}
+
+caf::actor OwnModel::scheduler() const {
+    std::lock_guard lock(calls_->mutex);
+    return scheduler_;
 }
 
 void OwnModel::stop() {
-    if (const auto scheduler = std::exchange(scheduler_, nullptr)) caf::anon_send(scheduler, drain_atom::value);
+    caf::actor ending;
+    {
+        std::lock_guard lock(calls_->mutex);
+        ending = std::exchange(scheduler_, nullptr);
+    }
+    if (ending) caf::anon_send(ending, drain_atom::value);
 }
 
 }  // namespace mainstay

@@ -34,6 +34,7 @@ class OwnModel final : public TextDevice {
 
   private:
     class Settled;
+    caf::actor scheduler() const;
 
     const std::shared_ptr<PublishedModel> published_;
     const Clock& clock_;
@@ -42,7 +43,7 @@ class OwnModel final : public TextDevice {
         std::unordered_map<uint64_t, ModelCallPtr> open;
     };
     const std::shared_ptr<Calls> calls_;
-    caf::actor scheduler_;
+    caf::actor scheduler_;  // under the calls' lock; null: stopped
 };
 
 }  // namespace mainstay
