@@ -329,6 +329,18 @@ def crash_points_are_listed():
     note("%d points" % len(found))
 
 
+def ends(daemon):
+    """Whether it is dead or dying: a process that was killed answers no more, and is gone a moment later."""
+    for _ in range(2):  # the first may meet a connection of before
+        try:
+            daemon.request("GET", "/healthz")
+            return not daemon.alive()
+        except Lost:
+            pass
+    wait_until("the daemon that answers no more to be gone", lambda: not daemon.alive())
+    return True
+
+
 def strike(bench, point, visit, talks, stall_ms=0):
     """Runs `talks` against a daemon that dies at the point. False: it was not reached."""
     crash = "%s:%d" % (point, visit) + (":%d" % stall_ms if stall_ms else "")
@@ -341,7 +353,7 @@ def strike(bench, point, visit, talks, stall_ms=0):
                 pass
     else:
         bench.talks += talks
-    struck = not bench.daemon.alive()
+    struck = ends(bench.daemon)
     if struck:
         check(bench.daemon.wait_end() == -9, "the daemon died by its own hand", bench.daemon.process.returncode)
     else:
