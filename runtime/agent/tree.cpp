@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <boost/json/basic_parser_impl.hpp>
+#include <charconv>
 #include <optional>
 #include <utility>
 
@@ -271,15 +272,26 @@ struct JsonHandler {
         piece.append(part.data(), part.size());
         return true;
     }
-    bool on_number_part(boost::json::string_view, Code&) { return true; }
+    bool on_number_part(boost::json::string_view part, Code&) { return append(part); }
     bool on_int64(int64_t value, boost::json::string_view, Code&) {
+        piece.clear();
         Node node;
         node.kind = Node::Kind::integer;
         node.integer = value;
         return put(std::move(node));
     }
-    bool on_uint64(uint64_t value, boost::json::string_view, Code&) { return on_real(static_cast<double>(value)); }
-    bool on_double(double value, boost::json::string_view, Code&) { return on_real(value); }
+    bool on_uint64(uint64_t value, boost::json::string_view, Code&) {
+        piece.clear();
+        return on_real(static_cast<double>(value));
+    }
+    /// Boost.JSON's own reading may be off by the last bits, and then canonical JSON would not read back to itself.
+    bool on_double(double value, boost::json::string_view rest, Code&) {
+        append(rest);
+        const std::string text = take();
+        double exact = value;
+        const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), exact);
+        return on_real(failed == std::errc() && end == text.data() + text.size() ? exact : value);
+    }
     bool on_real(double value) {
         Node node;
         node.kind = Node::Kind::real;

@@ -121,6 +121,22 @@ TEST_CASE("agent file: canonical JSON reads back to itself and leaves defaults o
     CHECK((*small)->version == 0x420eb964d2811a1cull);
 }
 
+TEST_CASE("agent file: a number is read to its last bit, in both syntaxes") {
+    // Seventeen digits that a reader which scales by powers of ten gets wrong in the last place.
+    for (const std::string number : {"1.577777777777777777777777777777777777777777777777777777777712",
+                                     "1.5777777777777777", "0.1", "1.9999999999999998", "5e-324"}) {
+        CAPTURE(number);
+        const auto toml = parse_agent(head + "temperature = " + number + "\n", Syntax::toml);
+        REQUIRE_MESSAGE(toml.ok(), toml.error().message);
+        const auto json = parse_agent(R"({"name":"a","model":"m","temperature":)" + number + "}", Syntax::json);
+        REQUIRE_MESSAGE(json.ok(), json.error().message);
+        CHECK((*json)->canonical_json == (*toml)->canonical_json);
+        const auto again = parse_agent((*toml)->canonical_json, Syntax::json);
+        REQUIRE_MESSAGE(again.ok(), again.error().message);
+        CHECK((*again)->canonical_json == (*toml)->canonical_json);
+    }
+}
+
 TEST_CASE("agent file: an unknown key is refused with its place") {
     CHECK(error_of(head + "\n\nmodle = \"x\"\n").message ==
           "a.toml:5: modle: unknown key (known here: budget, context, instructions, lead, max_output_tokens, members, "
