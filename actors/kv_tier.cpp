@@ -17,8 +17,7 @@ caf::behavior kv_tier(caf::stateful_actor<KvTierState>* self, LmdbKvConfig confi
                 self->state.kv->visit([&](const KvBlock& block) { found->blocks.push_back(block); });
             } else {
                 found->open = false;
-                found->problem = kv.error().message;
-                spdlog::warn("no KV blocks are kept on disk: {}", found->problem);
+                spdlog::warn("no KV blocks are kept on disk: {}", kv.error().message);
             }
             self->send(scheduler, std::move(found));
         },

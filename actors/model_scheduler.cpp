@@ -1,11 +1,8 @@
 #include "actors/model_scheduler.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <atomic>
 #include <caf/send.hpp>
-#include <filesystem>
 
 #include "actors/messages.h"
 #include "actors/own_model.h"

@@ -94,7 +94,6 @@ using DeviceWorkDonePtr = std::shared_ptr<DeviceWorkDone>;
 struct KvFound {
     std::vector<KvBlock> blocks;  // on disk at start, without bytes
     bool open = true;
-    std::string problem;
 };
 using KvFoundPtr = std::shared_ptr<KvFound>;
 struct KvStored {
