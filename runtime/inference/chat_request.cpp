@@ -6,6 +6,7 @@
 #include "runtime/base/limits.h"
 #include "runtime/base/utf8.h"
 #include "runtime/inference/prompt_walk.h"
+#include "runtime/inference/request_options.h"
 
 namespace mainstay {
 
@@ -49,16 +50,9 @@ class Renderer final : PromptVisitor {
     }
 
     Result<std::string> render() {
-        json::value options;
-        if (!request_.options.empty()) {
-            json::error_code failed;
-            json::parse_options bounds;
-            bounds.max_depth = limits::json_depth_max;
-            options = json::parse(request_.options, failed, {}, bounds);
-            if (failed || !options.is_object()) return invalid("the request's options are no JSON object", "");
-        }
-        const json::object none;
-        const json::object& fields = options.is_object() ? options.get_object() : none;
+        auto options = request_options(request_);
+        if (!options) return options.error();
+        const json::object& fields = *options;
 
         out_ += "{\"model\":";
         const ModelSpec& model = *request_.model;
@@ -68,11 +62,11 @@ class Renderer final : PromptVisitor {
         out_ += ']';
         write_tools();
         if (auto written = write_options(fields); !written) return written.error();
-        // Streamed even where nobody reads deltas: silence is then a stall, not a long answer.
         if (!prompt_cache_key_.empty()) {
             out_ += ",\"prompt_cache_key\":";
             append_json_string(out_, prompt_cache_key_);
         }
+        // Streamed even where nobody reads deltas: silence is then a stall, not a long answer.
         out_ += ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
         return std::move(out_);
     }
@@ -232,30 +226,19 @@ class Renderer final : PromptVisitor {
         if (!has_tools()) return {};
         if (const json::value* parallel = fields.if_contains("parallel_tool_calls"); parallel && parallel->is_bool())
             write_field("parallel_tool_calls", *parallel);
-        const json::value* choice = fields.if_contains("tool_choice");
-        if (!choice || choice->is_null()) return {};
-        if (const json::string* word = choice->if_string()) {
-            if (*word == "none") {
-                write_field("tool_choice", *choice);
-            } else if (*word == "required") {
-                // Meant for the turn, not for each of its steps: a model that must always call never answers.
-                if (request_.step == 0) write_field("tool_choice", *choice);
-            } else if (*word != "auto") {
-                return invalid("tool_choice is none of auto, none, required", "tool_choice");
-            }
-            return {};
+        const auto choice = tool_choice(request_, fields);
+        if (!choice) return choice.error();
+        if (choice->use == ToolUse::optional) return {};
+        out_ += ",\"tool_choice\":";
+        if (choice->use == ToolUse::none) {
+            out_ += "\"none\"";
+        } else if (choice->only.empty()) {
+            out_ += "\"required\"";
+        } else {
+            out_ += "{\"type\":\"function\",\"function\":{\"name\":";
+            append_json_string(out_, choice->only);
+            out_ += "}}";
         }
-        const json::object* object = choice->if_object();
-        if (!object) return invalid("tool_choice must be a word or an object", "tool_choice");
-        const auto text = [&](std::string_view field) -> std::string_view {
-            const json::value* value = object->if_contains(field);
-            return value && value->is_string() ? std::string_view(value->get_string()) : std::string_view();
-        };
-        if (text("name").empty()) return invalid("tool_choice names no tool", "tool_choice");
-        if (request_.step > 0) return {};
-        out_ += ",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":";
-        append_json_string(out_, offered_name(request_.tools, text("server_label"), text("name")));
-        out_ += "}}";
         return {};
     }
 

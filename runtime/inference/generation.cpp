@@ -29,14 +29,14 @@ ModelError failure_of(const SequenceEnded& ended) {
 Result<std::shared_ptr<const ToolGrammar>> grammar_of(const ModelRequest& request, const GenerationModel& model,
                                                       const GenerationOptions& options) {
     const bool offered = request.tools && !request.tools->empty();
-    if (options.tool_use == ToolUse::required) {
+    if (options.tool_choice.use == ToolUse::required) {
         if (!offered)
             return {ErrorCode::invalid_request, "tool_choice requires a call, and no tool is offered", "tool_choice"};
-        return ToolGrammar::for_calls(model.chat_template, model.vocabulary, request.tools, options.only_tool,
+        return ToolGrammar::for_calls(model.chat_template, model.vocabulary, request.tools, options.tool_choice.only,
                                       options.parallel_calls);
     }
     // With tools on offer the step may be a call instead of the JSON text, and one grammar cannot say both.
-    if (options.json && (!offered || options.tool_use == ToolUse::none))
+    if (options.json && (!offered || options.tool_choice.use == ToolUse::none))
         return ToolGrammar::for_json(model.chat_template, model.vocabulary, options.schema);
     return std::shared_ptr<const ToolGrammar>();
 }
@@ -76,7 +76,7 @@ std::variant<Generation, ModelError> Generation::begin(const ModelRequest& reque
     uint64_t drawn = 0;
     std::memcpy(&drawn, named.data(), sizeof drawn);
     const std::string prefix = to_hex(std::string_view(reinterpret_cast<const char*>(named.data()) + sizeof drawn, 6));
-    const bool tools = request.tools && !request.tools->empty() && options->tool_use != ToolUse::none;
+    const bool tools = request.tools && !request.tools->empty() && options->tool_choice.use != ToolUse::none;
     made.reader_ = std::make_unique<ReplyReader>(model.chat_template, tools, prefix, std::move(*stops));
     if (*grammar) made.cursor_ = std::make_unique<GrammarCursor>(std::move(*grammar));
 

@@ -4,34 +4,29 @@
 
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "runtime/base/result.h"
 #include "runtime/inference/fair_queue.h"
+#include "runtime/inference/request_options.h"
 #include "runtime/inference/sampling_params.h"
 #include "runtime/inference/text_device.h"
 
 namespace mainstay {
-
-/// Which calls a step may or must make.
-enum class ToolUse : uint8_t { optional, none, required };
 
 struct GenerationOptions {
     SamplingParams sampling;  // greedy where nobody says a temperature
     std::optional<uint64_t> seed;
     uint32_t new_tokens_max = 0;  // 0: nobody says a bound
     std::vector<std::string> stops;
-    ToolUse tool_use = ToolUse::optional;
-    std::string only_tool;  // required: this one; empty: any
+    ToolChoice tool_choice;
     bool parallel_calls = true;
     bool json = false;   // the text is one JSON value ...
     std::string schema;  // ... of this schema; empty: any object
     PriorityClass priority = PriorityClass::normal;
 };
 
-/// Fails with invalid_request or unsupported_value, naming the field. `tool_choice` that requires a call is meant for
-/// the turn and holds for its first step only: a model that must always call never answers.
+/// Fails with invalid_request or unsupported_value, naming the field.
 Result<GenerationOptions> read_generation_options(const ModelRequest& request);
 
 }  // namespace mainstay
