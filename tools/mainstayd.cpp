@@ -290,6 +290,9 @@ int main(int argc, char** argv) {
     if (!listen.empty()) flags.emplace_back("listen.address", listen);
     auto settings = load_settings(config, read_environment(), flags);
     if (!settings.ok()) return fail(settings.error(), 2);
+    if (settings->coordinator != CoordinatorKind::local)
+        return fail({ErrorCode::not_yet, "cluster.coordinator: this release runs on one node", "cluster.coordinator"},
+                    2);
     if (check) {
         std::fputs(print_effective(*settings).c_str(), stdout);
         return 0;

@@ -18,6 +18,7 @@ namespace {
 struct Text {
     std::string Settings::*field;
     bool path = false;
+    bool may_be_empty = false;
 };
 struct Number {
     uint64_t Settings::*field;
@@ -87,6 +88,23 @@ const std::vector<Row>& rows() {
         {"agents", "default_agent", Text{&Settings::default_agent}},
         {"models", "directory", Text{&Settings::models_directory, true}},
         {"metrics", "without_key", Flag{&Settings::metrics_without_key}},
+        {"cluster", "coordinator",
+         Choice{{"local", "etcd"},
+                [](const Settings& s) { return size_t(s.coordinator); },
+                [](Settings& s, size_t at) { s.coordinator = CoordinatorKind(at); }}},
+        {"cluster", "directory", Text{&Settings::cluster_directory, true}},
+        {"cluster", "endpoints", Texts{&Settings::coordinator_urls, limits::coordinator_urls_max}},
+        {"cluster", "user", Text{&Settings::coordinator_user, false, true}},
+        {"cluster", "ca", Text{&Settings::coordinator_ca, true, true}},
+        {"cluster", "certificate", Text{&Settings::coordinator_certificate, true, true}},
+        {"cluster", "key", Text{&Settings::coordinator_key, true, true}},
+        {"cluster", "listen", Text{&Settings::link_address}},
+        {"cluster", "advertise", Text{&Settings::link_advertise, false, true}},
+        {"cluster", "zone", Text{&Settings::zone, false, true}},
+        {"cluster", "replicas", Number{&Settings::replicas, 1, limits::replicas_max}},
+        {"cluster", "min_in_sync", Number{&Settings::min_in_sync, 1, limits::replicas_max}},
+        {"cluster", "shards", Number{&Settings::shards, 1, limits::cluster_shards_max}},
+        {"cluster", "lease", Number{&Settings::node_lease_ms, 2000, 60'000, milliseconds}},
     };
     return all;
 }
@@ -131,7 +149,7 @@ void read_flag(TableReader& reader, const Row& row, const Flag& flag, Settings& 
 void read_row(TableReader& reader, const Row& row, const std::string& folder, Settings& out) {
     if (const auto* text = std::get_if<Text>(&row.what)) {
         if (!reader.has(row.key)) return;
-        std::string value = reader.text(row.key, limits::agent_text_bytes_max, 1);
+        std::string value = reader.text(row.key, limits::agent_text_bytes_max, text->may_be_empty ? 0 : 1);
         out.*text->field = text->path ? under(folder, value) : value;
     } else if (const auto* texts = std::get_if<Texts>(&row.what)) {
         if (reader.has(row.key))
@@ -158,7 +176,6 @@ void read_sections(const Node& tree, const std::string& folder, Problem& problem
         if (name == "listen") section.not_yet("tls", "put a proxy that speaks TLS in front");
         section.finish();
     }
-    root.not_yet("cluster", "this release runs on one node");
     root.finish();
 }
 
@@ -228,6 +245,7 @@ Result<void> apply_environment(const std::vector<std::string>& environment, Sett
         if (equals == std::string::npos) continue;
         const std::string variable = entry.substr(0, equals), value = entry.substr(equals + 1);
         if (variable == "MAINSTAY_ADMIN_KEY") settings.admin_key = value;
+        if (variable == "MAINSTAY_CLUSTER_PASSWORD") settings.coordinator_password = value;
         const std::string name = setting_of_variable(variable);
         if (name.empty()) continue;
         if (auto applied = override_row(name, value, variable, settings); !applied) return applied;
@@ -291,6 +309,7 @@ Result<Settings> parse_settings(std::string_view text, const std::string& source
     Settings settings;
     settings.agents_directory = under(folder, settings.agents_directory);
     settings.models_directory = under(folder, settings.models_directory);
+    settings.cluster_directory = under(folder, settings.cluster_directory);
     const auto tree = parse_tree(text, Syntax::toml, source);
     if (!tree) return tree.error();
     Problem problem(source);
@@ -302,6 +321,14 @@ Result<Settings> parse_settings(std::string_view text, const std::string& source
     if (!is_address(settings.listen_address))
         return {ErrorCode::invalid_request,
                 "listen.address: must be HOST:PORT, is " + quote_json(settings.listen_address), "listen.address"};
+    for (const auto& [name, address] : {std::pair("cluster.listen", &settings.link_address),
+                                        std::pair("cluster.advertise", &settings.link_advertise)})
+        if (!is_address(*address) && !(address == &settings.link_advertise && address->empty()))
+            return {ErrorCode::invalid_request, std::string(name) + ": must be HOST:PORT, is " + quote_json(*address),
+                    name};
+    if (settings.min_in_sync > settings.replicas)
+        return {ErrorCode::invalid_request, "cluster.min_in_sync: cannot be more than cluster.replicas",
+                "cluster.min_in_sync"};
     for (const auto& host : settings.allowed_hosts)
         if (!is_host_name(host))
             return {ErrorCode::invalid_request,

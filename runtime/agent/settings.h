@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/base/id.h"
 #include "runtime/base/limits.h"
 #include "runtime/base/result.h"
 
@@ -18,6 +19,7 @@ namespace mainstay {
 
 enum class CommitMode : uint8_t { pipelined, strict };
 enum class LogFormat : uint8_t { text, json };
+enum class CoordinatorKind : uint8_t { local, etcd };
 
 struct Settings {
     // [listen]
@@ -49,7 +51,20 @@ struct Settings {
     std::string models_directory = "models";
     // [metrics]
     bool metrics_without_key = true;  // /metrics, /healthz and /readyz, on a loopback listener only
+    // [cluster]
+    CoordinatorKind coordinator = CoordinatorKind::local;
+    std::string cluster_directory = "cluster";  // what `mainstay cluster init` made: cluster id, CA, this node's keys
+    std::vector<std::string> coordinator_urls = {"http://127.0.0.1:2379"};
+    std::string coordinator_user;  // empty: none; the password is in MAINSTAY_CLUSTER_PASSWORD only
+    std::string coordinator_ca, coordinator_certificate, coordinator_key;  // PEM files; empty: no TLS, or no mutual TLS
+    std::string link_address = "127.0.0.1:0";                              // where other nodes connect; port 0: any
+    std::string link_advertise;                                            // what they are told; empty: link_address
+    std::string zone;                                                      // copies of a shard are spread over zones
+    uint64_t replicas = 3, min_in_sync = 2;  // of each shard; decided by the first node, as is shards
+    uint64_t shards = shard_count_default;   // of a new cluster
+    uint64_t node_lease_ms = limits::node_lease_ms;
 
+    std::string coordinator_password;
     std::string admin_key;  // from MAINSTAY_ADMIN_KEY only; empty: the file DIR/admin.key
 };
 

@@ -72,7 +72,15 @@ namespace mainstay {
     X(tool_outcome_unknown,        409, "turn_error",            false) \
     /* models of our own */ \
     X(model_not_loadable,          503, "server_error",          false) \
-    X(device_absent,               503, "server_error",          false)
+    X(device_absent,               503, "server_error",          false) \
+    /* the cluster */ \
+    X(misdirected,                 421, "overloaded_error",      true) \
+    X(shard_unavailable,           503, "overloaded_error",      true) \
+    X(under_replicated,            503, "overloaded_error",      true) \
+    X(coordinator_unavailable,     503, "overloaded_error",      true) \
+    X(node_not_found,              404, "invalid_request_error", false) \
+    X(shard_not_found,             404, "invalid_request_error", false) \
+    X(peer_refused,                502, "server_error",          false)
 // clang-format on
 
 enum class ErrorCode : uint16_t {

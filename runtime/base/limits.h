@@ -109,6 +109,25 @@ constexpr uint32_t node_lease_ms = 5'000;                            // (etcd) a
 constexpr uint32_t coordinator_list_interval_ms = 2'000;             // records are read again, whatever watches say
 constexpr uint32_t coordinator_request_timeout_ms = 2'000;           // then the outcome of a change is unknown
 constexpr uint32_t take_over_stagger_ms = 50;                        // between candidates, by their order on record
+constexpr size_t cluster_nodes_max = 128;
+constexpr size_t coordinator_urls_max = 9;  // (config)
+constexpr size_t cluster_shards_max = 4096;
+constexpr size_t coordinator_answer_bytes_max = 32 * 1024 * 1024;  // all records and leases in one answer
+constexpr size_t coordinator_records_per_change_max = 64;          // (etcd) changes of records in one transaction
+constexpr size_t placement_moves_max = 4;                          // wishes under way at once, of the whole cluster
+
+// --- between nodes ----------------------------------------------------------------------------------------------
+constexpr size_t link_chunk_bytes_max = 256 * 1024;          // one frame's payload; larger messages go in several
+constexpr size_t link_message_bytes_max = 16 * 1024 * 1024;  // put together again
+constexpr size_t link_window_bytes = 8 * 1024 * 1024;        // sent to a peer and not taken by it
+constexpr size_t link_queue_bytes_max = 64 * 1024 * 1024;    // waiting for a peer's window; beyond, dropped and counted
+constexpr size_t link_calls_max = 4096;                      // under way with one peer, each way
+constexpr size_t link_connections_max = 2 * cluster_nodes_max;  // accepted, handshakes included
+constexpr uint32_t link_handshake_ms = 5'000;                   // from accept to a peer that has said who it is
+constexpr uint32_t link_silence_ms = 3'000;                     // a peer that says nothing for so long is cut off
+constexpr uint32_t link_reconnect_min_ms = 50, link_reconnect_max_ms = 2'000;
+constexpr uint32_t hop_wait_ms = 15'000;  // for a shard's owner, by a request that came to another node
+constexpr uint32_t hop_attempts_max = 8;
 
 // --- the node ---------------------------------------------------------------------------------------------------
 constexpr size_t sessions_active_max = 50'000;   // (config) actors in memory; beyond, the longest idle is put to sleep
@@ -265,6 +284,8 @@ static_assert(segment_bytes * 2 < apply_backlog_bytes_max, "a full segment must 
 static_assert(replication_message_bytes_max <= replication_window_bytes, "a message must fit its window");
 static_assert(replication_heartbeat_ms * 3 <= replica_timeout_ms, "one lost heartbeat is no silence");
 static_assert(replica_timeout_ms < node_lease_ms);
+static_assert(link_chunk_bytes_max <= link_window_bytes && link_message_bytes_max <= link_queue_bytes_max);
+static_assert(replication_message_bytes_max + record_bytes_max <= link_message_bytes_max, "an append fits a message");
 static_assert(kv_disk_value_bytes_max < nrt_frame_bytes_max, "a block that the tiers take must fit a message");
 
 }  // namespace mainstay::limits

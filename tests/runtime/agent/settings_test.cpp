@@ -111,7 +111,6 @@ TEST_CASE("settings: what is unknown or out of range is refused with its place")
     CHECK(error_of("[sesion]\n").code == ErrorCode::unknown_field);
     CHECK(error_of("listen = 3\n").param == "listen");
     CHECK(error_of("[listen]\ntls = true\n").code == ErrorCode::not_yet);
-    CHECK(error_of("[cluster]\n").code == ErrorCode::not_yet);
     CHECK(error_of("[session]\ncommit = \"fast\"\n").code == ErrorCode::unsupported_value);
     CHECK(error_of("[session]\npassivate_after = \"1ms\"\n").message ==
           "mainstay.toml:2: session.passivate_after: must be between 10ms and 1d");
