@@ -20,31 +20,6 @@
 
 namespace mainstay {
 
-/// What a start finds on the disk.
-struct DurableShard {
-    Epoch promised;
-    LogPosition base;  // of the state that was applied and of which no entries are left
-    std::vector<LogEntry> entries;
-    uint64_t commit = 0;  // advisory: at least this much is committed
-};
-
-/// One synced write: all of it becomes durable or nothing does. In the order of the members.
-struct WriteGroup {
-    uint64_t ticket = 0;
-    std::optional<Epoch> promise;
-    std::optional<LogPosition> install;   // the staged snapshot becomes the state, the log is empty from here
-    std::optional<uint64_t> truncate_to;  // what follows this index is void
-    std::vector<LogEntry> entries;
-    uint64_t commit = 0;
-};
-
-/// A part of a snapshot, to be kept aside until its install; need not be durable before. Part 0 voids what was aside.
-struct StagePart {
-    uint64_t transfer = 0;
-    uint32_t part = 0;
-    std::shared_ptr<const std::string> bytes;
-};
-
 /// What a step of a Replica asks for.
 struct ReplicaOutputs {
     std::vector<WriteGroup> writes;

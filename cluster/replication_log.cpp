@@ -2,20 +2,9 @@
 
 #include <utility>
 
-#include "runtime/base/digest.h"
 #include "runtime/base/invariant.h"
 
 namespace mainstay {
-
-uint64_t chain_of(uint64_t previous, const LogEntry& entry) {
-    char head[17];
-    for (size_t i = 0; i < 8; ++i) {
-        head[i] = static_cast<char>(entry.epoch.value >> (8 * i));
-        head[8 + i] = static_cast<char>(entry.index >> (8 * i));
-    }
-    head[16] = static_cast<char>(entry.kind);
-    return xxh64({head, sizeof head}, xxh64(entry.bytes(), previous));
-}
 
 std::optional<LogPosition> ReplicationLog::at(uint64_t index) const {
     if (index == base_.index) return base_;

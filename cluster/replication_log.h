@@ -11,38 +11,9 @@
 #include <string>
 #include <string_view>
 
-#include "runtime/base/id.h"
+#include "runtime/store/shard_log.h"
 
 namespace mainstay {
-
-enum class EntryKind : uint8_t {
-    record = 1,   // of a session or entity; the payload is the journal's
-    barrier = 2,  // the first entry of an epoch; without payload
-};
-
-struct LogEntry {
-    Epoch epoch;
-    uint64_t index = 0;  // from 1 without gaps
-    EntryKind kind = EntryKind::record;
-    uint64_t chain = 0;
-    std::shared_ptr<const std::string> payload;  // never null but for a barrier
-
-    std::string_view bytes() const { return payload ? std::string_view(*payload) : std::string_view(); }
-};
-
-/// Names an entry together with everything before it. Index 0: before the first.
-struct LogPosition {
-    uint64_t index = 0;
-    Epoch epoch;
-    uint64_t chain = 0;
-    friend bool operator==(const LogPosition&, const LogPosition&) = default;
-};
-
-/// xxHash64 of epoch, index and kind (17 bytes, little-endian), seeded with the xxHash64 of the payload, which is
-/// seeded with the chain before. Finds damage and confusion, not forgery.
-uint64_t chain_of(uint64_t previous, const LogEntry& entry);
-
-inline LogPosition position_of(const LogEntry& entry) { return {entry.index, entry.epoch, entry.chain}; }
 
 class ReplicationLog {
   public:

@@ -11,6 +11,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/heap.h"
 #include "runtime/base/invariant.h"
+#include "runtime/store/disk_store_meta.h"
 #include "runtime/store/tail_fold.h"
 
 namespace mainstay {
@@ -28,6 +29,7 @@ constexpr uint32_t state_format = 1;
 constexpr size_t format_row_bytes = 32;
 constexpr auto blocked_retry = 500ms;
 constexpr auto erase_poll = 50ms;
+constexpr uint64_t erase_retry_ms = 1000;
 constexpr auto quiet_before_rest = 5s;  // without anything to apply
 constexpr size_t apply_margin_bytes = 4 * 1024 * 1024;
 
@@ -97,14 +99,24 @@ Result<void> DiskStore::recover() {
     }
     if (auto taken_up = recover_quarantine(); !taken_up) return taken_up;
 
-    auto log = SegmentLog::open(std::move(log_config), applied_lsn, [this](const RecordView& record) {
+    if (replicated())
+        if (auto read = read_shards(); !read) return read;
+
+    Result<void> taken;
+    auto log = SegmentLog::open(std::move(log_config), applied_lsn, [&](const RecordView& record) {
+        if (replicated()) {
+            if (taken) taken = take_recovered(record);
+            return;
+        }
         // A group begins: what came before is a place to start from.
         if (record.header.group_offset == 0) tail_.close_group(record.header.lsn.value, 0);
         tail_.add(record.header, std::make_shared<const std::string>(record.payload), record.stored_bytes);
     });
     if (!log) return log.error();
+    if (!taken) return taken;
     log_ = std::move(log).value();
-    if (log_->recovered().epoch_max > config_.epoch)
+    // A replicated shard has epochs of its own, which its replica guards.
+    if (!replicated() && log_->recovered().epoch_max > config_.epoch)
         return {ErrorCode::conflict,
                 "epoch " + std::to_string(config_.epoch.value) + " is below the journal's " +
                     std::to_string(log_->recovered().epoch_max.value),
@@ -114,13 +126,19 @@ Result<void> DiskStore::recover() {
         return {ErrorCode::storage_full, config_.directory.string() + " cannot be synced: " + std::strerror(error), ""};
 
     applied_lsn_ = applied_lsn;
-    if (log_->durable_lsn() != applied_lsn) tail_.close_group(log_->durable_lsn(), 0);
+    held_end_lsn_ = log_->durable_lsn();
+    if (held_end_lsn_ != applied_lsn) {
+        if (replicated())
+            close_held();
+        else
+            tail_.close_group(held_end_lsn_, 0);
+    }
     std::vector<uint64_t> indexes = shard_indexes_;
     for (const auto& [shard, index] : tail_.indexes()) indexes[shard] = std::max(indexes[shard], index);
     log_->start(std::move(indexes), [this](DurableGroup& group) {
+        if (replicated()) return group_durable(group);
         tail_.add_group(group.records, group.end_lsn, group.appended_count);
-        std::lock_guard lock(mutex_);
-        if (applier_sleeps_ && (!applier_waits_for_more_ || tail_.has_full_generation())) applier_wakes_.notify_one();
+        wake_applier();
     });
     // Known from the first moment, not from the first attempt to apply: until then writes would be taken.
     apply_blocked_ = !tail_.empty() && !room_to_apply(tail_.bytes());
@@ -165,6 +183,17 @@ Result<void> DiskStore::read_meta(const std::string& format, size_t& segment_byt
                     std::to_string(u64_of(*promise)),
                 ""};
     delete_pending_since_ms_ = u64_of(*deleted);
+
+    const auto cluster = state_->get(Table::meta, meta_cluster);
+    if (!cluster) return cluster.error();
+    if (cluster->has_value() != replicated())
+        return {ErrorCode::conflict,
+                place + (replicated() ? " is of a node that is alone; `mainstay cluster adopt` takes it into a cluster"
+                                      : " belongs to a cluster"),
+                ""};
+    if (replicated() && ((*cluster)->size() != config_.cluster->size() ||
+                         std::memcmp((*cluster)->data(), config_.cluster->data(), config_.cluster->size()) != 0))
+        return {ErrorCode::conflict, place + " belongs to another cluster", ""};
     return {};
 }
 
@@ -199,6 +228,10 @@ Result<void> DiskStore::make_meta(uint64_t& applied_lsn) {
     std::vector<RowOp> rows;
     rows.push_back({Table::meta, meta_format, format, false});
     rows.push_back({Table::meta, meta_applied, u64_row(applied_lsn), false});
+    if (replicated())
+        rows.push_back({Table::meta, meta_cluster,
+                        std::string(reinterpret_cast<const char*>(config_.cluster->data()), config_.cluster->size()),
+                        false});
     shard_indexes_.assign(config_.shard_count, 0);
     return state_->apply(rows);
 }
@@ -241,7 +274,10 @@ Result<void> DiskStore::admit(size_t bytes) {
     return log_->admit(bytes);
 }
 
-void DiskStore::append(Append append) { log_->append(std::move(append)); }
+void DiskStore::append(Append append) {
+    INVARIANT(!replicated(), "what sessions append to a replicated store goes through their shard");
+    log_->append(std::move(append));
+}
 
 Result<SessionImage> DiskStore::load(const SessionKey& key) {
     // The tail first: what leaves it is in the state before. The other way round a record could be missed.
@@ -346,8 +382,13 @@ StoreStats DiskStore::stats() const {
 }
 
 void DiskStore::flush() {
-    const uint64_t goal = log_->appended_count();
-    const uint64_t goal_lsn = log_->durable_lsn();
+    uint64_t goal = log_->appended_count(), goal_lsn = log_->durable_lsn();
+    if (replicated()) {
+        // What is not committed is not applied either.
+        std::lock_guard lock(shards_mutex_);
+        goal = handed_count_;
+        goal_lsn = 0;
+    }
     std::unique_lock lock(mutex_);
     ++flushing_;
     applier_wakes_.notify_one();
@@ -367,7 +408,8 @@ bool DiskStore::deletions_erased() const {
 /// One transaction a second, or per full generation: large transactions write each head and each page once. Sooner when
 /// somebody waits or the backlog approaches its bound.
 bool DiskStore::must_apply() const {
-    return flushing_ > 0 || tail_.has_full_generation() || tail_.bytes() > config_.apply_backlog_bytes_max / 2;
+    return flushing_ > 0 || installs_wait_ || tail_.has_full_generation() ||
+           tail_.bytes() > config_.apply_backlog_bytes_max / 2;
 }
 
 void DiskStore::apply_loop() {
@@ -376,7 +418,7 @@ void DiskStore::apply_loop() {
         applier_sleeps_ = true;
         if (apply_blocked_) {
             applier_wakes_.wait_for(lock, blocked_retry);
-        } else if (tail_.empty()) {
+        } else if (tail_.empty() && !installs_wait_) {
             applier_waits_for_more_ = false;
             if (applied_since_rest_ && !erasing_) {
                 // A node that has fallen quiet, or an idle moment of a busy one: then the next generation waits for
@@ -408,6 +450,7 @@ void DiskStore::apply_loop() {
             apply_generation(*generation);
             applied_since_rest_ = true;
         }
+        if (installs_wait_) install_pending();
         if (erase_due()) erase_deleted();
         lock.lock();
     }
@@ -430,6 +473,8 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
     if (applied)
         keys_added_ = static_cast<size_t>(std::count_if(
             rows.begin(), rows.end(), [](const RowOp& row) { return row.table == Table::key && row.value; }));
+    std::vector<ShardAt> reached;
+    if (applied && replicated()) add_shard_rows(generation, rows, reached);
     bool deletes = applied && std::any_of(rows.begin(), rows.end(), deletes_text);
     uint64_t delete_pending = 0;
     if (applied) {
@@ -462,6 +507,7 @@ void DiskStore::apply_generation(const TailGeneration& generation) {
     const uint64_t end_lsn = generation.end_lsn;
     quarantine_->commit();  // before its records leave the tail: no load may find neither
     tail_.drop();
+    shards_reached(reached);
     crash_point("state.before_release");
     log_->release(end_lsn);
     std::function<void()> callback;
@@ -519,7 +565,8 @@ Result<void> DiskStore::fold_generation(const TailGeneration& generation, std::v
 
 /// Half of the lifetime passes before the work begins: one pass serves all deletions of that time.
 std::chrono::milliseconds DiskStore::until_erase() const {
-    const uint64_t due = delete_pending_since_ms_ + config_.deleted_text_lifetime_ms / 2;
+    const uint64_t due =
+        std::max(delete_pending_since_ms_ + config_.deleted_text_lifetime_ms / 2, erase_not_before_ms_);
     const uint64_t now = now_ms();
     return std::chrono::milliseconds(due > now ? due - now : 0);
 }
@@ -547,7 +594,12 @@ void DiskStore::erase_deleted() {
                 if (applied_lsn_ >= rolled_lsn) break;
             }
             const auto generation = tail_.take();
-            if (!generation) return;
+            if (!generation) {
+                // Entries that are not committed hold their segment.
+                std::lock_guard lock(mutex_);
+                erase_not_before_ms_ = now_ms() + erase_retry_ms;
+                return;
+            }
             apply_generation(*generation);
         }
         if (auto erased = state_->erase_deleted(); !erased) {

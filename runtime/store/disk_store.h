@@ -3,6 +3,9 @@
 // synced; from then on it is in the tail, and an applier thread folds the tail into the state in large transactions
 // that also store the journal position they contain. Only then is the segment free. Opening reads the position, scans
 // the journal from there into the tail and is done: applying goes on in the background.
+//
+// Replicated, the journal holds what replication writes instead of what sessions append: a record goes to the tail when
+// it is committed, and until then its group stays in the journal.
 
 #include <array>
 #include <chrono>
@@ -16,10 +19,13 @@
 #include <vector>
 
 #include "runtime/base/limits.h"
+#include "runtime/store/held_entries.h"
 #include "runtime/store/journal.h"
 #include "runtime/store/lmdb_state.h"
 #include "runtime/store/quarantine.h"
 #include "runtime/store/segment_log.h"
+#include "runtime/store/shard_log.h"
+#include "runtime/store/shard_rows.h"
 #include "runtime/store/tail.h"
 
 namespace mainstay {
@@ -30,6 +36,9 @@ struct DiskStoreConfig {
     Epoch epoch;                      // raised at each start; one lower than what the journal holds is refused
     Fold* fold = nullptr;             // outlives the store
     uint16_t shard_count = shard_count_default;
+    /// The cluster whose shards this store keeps copies of; absent: it is alone. A directory made for the one is
+    /// refused as the other.
+    std::optional<StoreUuid> cluster;
 
     size_t segment_bytes = limits::segment_bytes;  // of a new store; an old one keeps its own
     size_t segments_ready_min = limits::segments_ready_min;
@@ -45,7 +54,7 @@ struct DiskStoreConfig {
     DiskFault fault;        // tests
 };
 
-class DiskStore final : public Store {
+class DiskStore final : public Store, public ShardLog {
   public:
     /// journal_damaged or state_damaged names the place; storage_full only where a new store cannot be made (an old
     /// one opens on a full disk, read-only); conflict where uuid, shard count or epoch do not fit.
@@ -70,6 +79,17 @@ class DiskStore final : public Store {
     StoreStats stats() const override;
     void flush() override;
 
+    // Of a replicated store; append() is for the others.
+    std::vector<DurableShard> recovered_shards() override;
+    void start_shards(ShardLogEvents& events) override;
+    void write_group(ShardId shard, WriteGroup group) override;
+    void apply_entries(ShardId shard, uint64_t index) override;
+    Result<std::unique_ptr<ShardSnapshot>> snapshot(ShardId shard) override;
+    void stage(ShardId shard, const StagePart& part) override;
+    /// What a store that was alone has becomes a cluster's first copy: each shard at its index, in `epoch`. Everything
+    /// appended must be applied (flush()), and the store be closed afterwards.
+    Result<void> adopt(const StoreUuid& cluster, Epoch epoch);
+
     const LmdbState& state() const { return *state_; }
     /// True once nothing that was deleted before the call is in any file (tests wait for it).
     bool deletions_erased() const;
@@ -80,6 +100,42 @@ class DiskStore final : public Store {
     Result<void> read_meta(const std::string& format, size_t& segment_bytes, uint64_t& applied_lsn);
     Result<void> make_meta(uint64_t& applied_lsn);
     Result<void> recover_quarantine();
+
+    struct Install {
+        ShardId shard;
+        LogPosition at;
+        uint64_t ticket = 0;
+        std::unique_ptr<ShardRowsReader> rows;
+    };
+    /// Of one shard of a replicated store.
+    struct ShardState {
+        LogPosition base;                // applied and durable
+        Epoch promised;                  // durable
+        bool dirty = false;              // `promised` is not in the state yet
+        Epoch writing;                   // the newest epoch that was asked to be promised
+        std::deque<LogPosition> handed;  // in the tail, not applied
+        std::unique_ptr<ShardRowsReader> staged;
+        std::optional<Install> install;  // its record is on its way to the disk
+        bool installing = false;
+        std::deque<WriteGroup> waiting;  // behind the install
+    };
+    struct ShardAt {
+        ShardId shard;
+        LogPosition base;
+        Epoch promised;
+    };
+    bool replicated() const { return config_.cluster.has_value(); }
+    Result<void> read_shards();
+    Result<void> take_recovered(const RecordView& record);
+    void journal_group(ShardId shard, WriteGroup group);
+    void group_durable(DurableGroup& group);
+    void close_held();
+    void wake_applier();
+    void add_shard_rows(const TailGeneration& generation, std::vector<RowOp>& rows,
+                        std::vector<ShardAt>& reached) const;
+    void shards_reached(const std::vector<ShardAt>& reached);
+    void install_pending();
+    void install(Install& install);
 
     void apply_loop();
     bool must_apply() const;
@@ -115,7 +171,19 @@ class DiskStore final : public Store {
     uint64_t applied_lsn_ = 0;
     bool apply_blocked_ = false;            // the disk has no room for a transaction
     uint64_t delete_pending_since_ms_ = 0;  // wall time of the oldest deletion that is not erased; 0: none
+    uint64_t erase_not_before_ms_ = 0;      // the erasing found segments that are still needed
     std::function<void()> on_applied_;
+
+    // Replicated; guarded by shards_mutex_, which is taken before the journal's and the tail's.
+    mutable std::mutex shards_mutex_;
+    HeldEntries held_{0};
+    std::vector<ShardState> shards_;
+    std::deque<Install> installs_;
+    uint64_t held_end_lsn_ = 0;  // of the journal, as durable
+    uint64_t handed_count_ = 0;  // records given to the tail
+    std::atomic<bool> installs_wait_{false};
+    ShardLogEvents* events_ = nullptr;
+
     std::thread applier_;
 };
 

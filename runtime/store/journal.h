@@ -28,10 +28,12 @@ class AckTarget {
 };
 
 enum class RecordKind : uint8_t {
-    events = 1,    // payload: packed EventBatch of one session
-    entity = 2,    // payload: packed Entity; session holds only the tenant, or names a user's memory (family 0)
-    promise = 3,   // an epoch promised for a shard (all shards: shard 0xffff)
-    truncate = 4,  // shard, index: what follows index in this shard is void
+    events = 1,      // payload: packed EventBatch of one session
+    entity = 2,      // payload: packed Entity; session holds only the tenant, or names a user's memory (family 0)
+    promise = 3,     // an epoch promised for a shard (all shards: shard 0xffff)
+    truncate = 4,    // shard, index: what follows index in this shard is void
+    replicated = 5,  // an entry of a shard's replicated log; the payload is encode_entry()'s
+    barrier = 6,     // the first entry of an epoch in such a log; no payload
 };
 
 struct Append {

@@ -10,6 +10,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/invariant.h"
 #include "runtime/store/lmdb_erase.h"
+#include "runtime/store/shard_rows.h"
 
 namespace mainstay {
 namespace {
@@ -301,6 +302,44 @@ Result<void> LmdbState::scan_rows(Table table, std::string_view prefix, std::str
         after = true;
     }
     return {};
+}
+
+Result<std::optional<std::string>> LmdbState::scan_shard(
+    ShardId shard, std::string_view meta_key,
+    const std::function<Result<void>(Table, std::string_view, std::string_view)>& visit) const {
+    const Reader reader(*this);
+    if (!reader.txn()) return {ErrorCode::internal, "no reader slot in the state", ""};
+    for (const Table table : shard_tables) {
+        MDB_cursor* cursor = nullptr;
+        int code = mdb_cursor_open(reader.txn(), tables_[static_cast<size_t>(table)], &cursor);
+        if (code != 0) return failed("scanning", code);
+        const std::string first = shard_prefix(shard);
+        // Timers come in order of time: theirs is the one table where a shard's rows are not together.
+        const bool together = table != Table::due;
+        MDB_val k = as_val(first), v;
+        code = mdb_cursor_get(cursor, &k, &v, together ? MDB_SET_RANGE : MDB_FIRST);
+        Result<void> visited;
+        for (; code == 0 && visited; code = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) {
+            const std::string_view key = as_view(k);
+            if (together && !key.starts_with(first)) break;
+            if (!in_shard(table, key, shard)) continue;
+            auto value = unframe_value(key, as_view(v));
+            if (!value)
+                visited = Error{ErrorCode::state_damaged, name_of(table, key) + ": the checksum does not hold", ""};
+            else
+                visited = visit(table, key, *value);
+        }
+        mdb_cursor_close(cursor);
+        if (!visited) return visited.error();
+        if (code != 0 && code != MDB_NOTFOUND) return failed("scanning", code);
+    }
+    MDB_val k = as_val(meta_key), v;
+    const int code = mdb_get(reader.txn(), tables_[static_cast<size_t>(Table::meta)], &k, &v);
+    if (code == MDB_NOTFOUND) return std::optional<std::string>();
+    if (code != 0) return failed("reading", code);
+    auto value = unframe_value(meta_key, as_view(v));
+    if (!value) return {ErrorCode::state_damaged, name_of(Table::meta, meta_key) + ": the checksum does not hold", ""};
+    return std::optional<std::string>(std::move(*value));
 }
 
 LmdbTableStat LmdbState::stat(Table table) const {

@@ -59,6 +59,12 @@ class LmdbState {
     Result<void> scan_whole(Table table, std::string_view from, size_t limit,
                             const std::function<bool(std::string_view, std::string_view)>& visit) const;
 
+    /// Every row of a shard, and one row of the meta table (nothing where it is absent), as they were at one moment.
+    /// `visit` runs within the read transaction: it must not take its time.
+    Result<std::optional<std::string>> scan_shard(
+        ShardId shard, std::string_view meta_key,
+        const std::function<Result<void>(Table, std::string_view key, std::string_view value)>& visit) const;
+
     /// One transaction with all rows: first the prefix deletes, then the others in order of table and key (of several
     /// operations on one key the last counts). Returns when it is on disk. storage_full where the map is full: nothing
     /// happened. The order of `rows` changes.

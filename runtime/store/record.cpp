@@ -30,6 +30,11 @@ constexpr size_t at_crc = 0, at_length = 4, at_lsn = 8, at_epoch = 16, at_index 
                  at_key_id = 52, at_family = 56, at_high = 64, at_low = 72, at_first_sequence = 80;
 static_assert(at_first_sequence + 8 == record_header_bytes);
 
+// Entry of a replicated log: a record's payload.
+constexpr size_t at_entry_kind = 0, at_entry_flags = 1, at_entry_event_count = 4, at_entry_turn = 8,
+                 at_entry_tenant = 12, at_entry_family = 16, at_entry_high = 24, at_entry_low = 32,
+                 at_entry_first_sequence = 40, entry_header_bytes = 48;
+
 // Segment header.
 constexpr char segment_magic[8] = {'M', 'S', 'T', 'Y', 'J', 'R', 'N', 'L'};
 constexpr size_t at_segment_crc = 8, at_format = 12, at_uuid = 16, at_number = 32, at_previous_end = 40,
@@ -55,6 +60,48 @@ RecordHeader header_of(const Append& append, Epoch epoch, uint16_t shard_count) 
     header.session = append.session;
     header.first_sequence = append.first_sequence;
     return header;
+}
+
+std::string encode_entry(const Append& append) {
+    std::string out(entry_header_bytes, '\0');
+    char* at = out.data();
+    uint8_t flags = 0;
+    if (append.at_rest) flags |= record_at_rest;
+    if (append.deletes) flags |= record_deletes;
+    put(at, at_entry_kind, append.kind);
+    put(at, at_entry_flags, flags);
+    put(at, at_entry_event_count, append.event_count);
+    put(at, at_entry_turn, append.turn.value);
+    put(at, at_entry_tenant, append.session.tenant.value);
+    put(at, at_entry_family, append.session.session.family.value);
+    put(at, at_entry_high, append.session.session.high);
+    put(at, at_entry_low, append.session.session.low);
+    put(at, at_entry_first_sequence, append.first_sequence.value);
+    out += append.payload;
+    return out;
+}
+
+std::optional<EntryView> decode_entry(std::string_view bytes) {
+    if (bytes.size() < entry_header_bytes) return std::nullopt;
+    const char* in = bytes.data();
+    const auto kind = get<uint8_t>(in, at_entry_kind);
+    const auto flags = get<uint8_t>(in, at_entry_flags);
+    if (kind != static_cast<uint8_t>(RecordKind::events) && kind != static_cast<uint8_t>(RecordKind::entity))
+        return std::nullopt;
+    if ((flags & ~(record_at_rest | record_deletes)) != 0) return std::nullopt;
+    EntryView view;
+    RecordHeader& header = view.header;
+    header.kind = static_cast<RecordKind>(kind);
+    header.flags = flags;
+    header.event_count = get<uint32_t>(in, at_entry_event_count);
+    header.turn = TurnNo{get<uint32_t>(in, at_entry_turn)};
+    header.session.tenant = TenantId{get<uint32_t>(in, at_entry_tenant)};
+    header.session.session.family = FamilyId{get<uint64_t>(in, at_entry_family)};
+    header.session.session.high = get<uint64_t>(in, at_entry_high);
+    header.session.session.low = get<uint64_t>(in, at_entry_low);
+    header.first_sequence = Sequence{get<uint64_t>(in, at_entry_first_sequence)};
+    view.payload = bytes.substr(entry_header_bytes);
+    return view;
 }
 
 size_t record_stored_bytes(uint8_t flags, size_t payload_bytes) {
@@ -123,7 +170,7 @@ std::optional<RecordView> decode_record(std::string_view bytes, uint64_t lsn) {
     header.group_offset = get<uint32_t>(in, at_group_offset);
     header.shard = ShardId{get<uint16_t>(in, at_shard)};
     const auto kind = get<uint8_t>(in, at_kind);
-    if (kind < static_cast<uint8_t>(RecordKind::events) || kind > static_cast<uint8_t>(RecordKind::truncate))
+    if (kind < static_cast<uint8_t>(RecordKind::events) || kind > static_cast<uint8_t>(RecordKind::barrier))
         return std::nullopt;
     header.kind = static_cast<RecordKind>(kind);
     header.event_count = get<uint32_t>(in, at_event_count);

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "runtime/store/journal.h"
@@ -57,6 +58,14 @@ constexpr size_t round_up(size_t value, size_t to) { return (value + to - 1) / t
 
 /// What an append says of its record; position, index and the end of the group are the journal's.
 RecordHeader header_of(const Append& append, Epoch epoch, uint16_t shard_count);
+/// What replication carries of an append: 48 bytes of its header's fields, then its payload.
+std::string encode_entry(const Append& append);
+struct EntryView {
+    RecordHeader header;       // kind, flags, counts, session and sequence; shard and position are not the entry's
+    std::string_view payload;  // into the bytes that were decoded
+};
+/// Nothing where the bytes are no entry of this format.
+std::optional<EntryView> decode_entry(std::string_view bytes);
 /// Bytes in the journal of a record with these flags, padding included.
 size_t record_stored_bytes(uint8_t flags, size_t payload_bytes);
 /// Writes record_stored_bytes() bytes. `nonce` and `chain` are used where the flags say so.

@@ -50,12 +50,22 @@ struct SegmentLogConfig {
     DiskFault fault;
 };
 
+/// Where a record of a replicated log belongs: not the journal's to number.
+struct LogStamp {
+    RecordKind kind = RecordKind::replicated;
+    ShardId shard;
+    Epoch epoch;
+    uint64_t index = 0;
+    uint64_t ticket = 0;  // given back with the durable record; 0: none
+};
+
 /// A record that is durable, on its way to the tail and to whoever appended it.
 struct LoggedRecord {
     RecordHeader header;
     std::shared_ptr<const std::string> payload;
     std::shared_ptr<AckTarget> target;
     size_t stored_bytes = 0;
+    uint64_t ticket = 0;
 };
 
 struct DurableGroup {
@@ -79,6 +89,8 @@ class SegmentLog {
     /// `index` continues these per-shard indexes (those applied, raised by what was visited).
     void start(std::vector<uint64_t> shard_indexes, std::function<void(DurableGroup&)> on_durable);
     void append(Append append);
+    /// `payload` may be null: then the record has none.
+    void append_stamped(const LogStamp& stamp, std::shared_ptr<const std::string> payload);
     /// Whether segments have room for `bytes` more than what is queued, with one segment kept back.
     Result<void> admit(size_t bytes) const;
 
@@ -121,6 +133,7 @@ class SegmentLog {
     Result<void> erase_torn_tail();
     std::filesystem::path path_of(uint64_t number) const;
 
+    void enqueue(LoggedRecord record, uint32_t companions, bool numbered);
     bool try_stage(LoggedRecord& record);
     void drain_overflow();
     void set_base(uint64_t base);

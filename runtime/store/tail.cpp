@@ -46,6 +46,11 @@ void Tail::add(const RecordHeader& header, std::shared_ptr<const std::string> pa
     add_locked(header, std::move(payload), stored_bytes);
 }
 
+void Tail::add_index(ShardId shard, uint64_t index) {
+    std::lock_guard lock(mutex_);
+    open_generation().indexes.emplace_back(shard.value, index);
+}
+
 uint64_t Tail::close_group(uint64_t end_lsn, uint64_t appended_count) {
     std::lock_guard lock(mutex_);
     return close_locked(end_lsn, appended_count);

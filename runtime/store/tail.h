@@ -45,6 +45,8 @@ class Tail {
     explicit Tail(size_t generation_bytes) : generation_bytes_(generation_bytes) {}
 
     void add(const RecordHeader& header, std::shared_ptr<const std::string> payload, size_t stored_bytes);
+    /// A position of a shard that no record brings with it: a barrier's.
+    void add_index(ShardId shard, uint64_t index);
     /// Everything added so far ends at `end_lsn`. Returns the number of bytes that are not applied.
     uint64_t close_group(uint64_t end_lsn, uint64_t appended_count);
     /// add() for all records of a group and close_group(), under one lock.
