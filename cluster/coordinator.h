@@ -3,8 +3,8 @@
 // may acknowledge in it, and the replicas that must hold an event before it counts. A node acknowledges nothing in an
 // epoch that is not durably its own; no clock takes part in that.
 //
-// Drivers: local_coordinator (one node, one lock on the data directory), which is a Coordinator and no more, and
-// memory_coordinator (tests), which is a ClusterCoordinator. A driver over etcd is to be one too.
+// Drivers: local_coordinator (one node, one lock on the data directory), which is a Coordinator and no more;
+// etcd_coordinator and memory_coordinator (tests), which are ClusterCoordinators.
 //
 // With many nodes a record changes only by compare-and-set on its config_version, and every change gives it a new one.
 // The outcome of a change may be unknown, and such a change may still take effect at any later time: it is settled
@@ -17,6 +17,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/base/id.h"
@@ -73,6 +74,23 @@ struct LiveNode {
     friend bool operator==(const LiveNode&, const LiveNode&) = default;
 };
 
+/// What a node tells the others with its lease. Texts are UTF-8.
+struct NodeDetails {
+    std::string link_address, client_address;  // HOST:PORT for nodes, URL for clients
+    std::string zone, version;                 // failure domain, empty: none; release of Mainstay
+    uint64_t capacity = 1;                     // its share of primaries, relative to other nodes
+    friend bool operator==(const NodeDetails&, const NodeDetails&) = default;
+};
+
+/// What holds for a whole cluster, decided by its first node and never changed.
+struct ClusterMeta {
+    ClusterUuid cluster{};
+    uint16_t shards = 0;
+    uint32_t replicas = 0, min_in_sync = 0;  // of each shard
+    uint32_t format = 1;                     // of everything that the coordinator holds
+    friend bool operator==(const ClusterMeta&, const ClusterMeta&) = default;
+};
+
 /// A compare-and-set: all conditions are compared and the record is replaced in one transaction.
 struct ShardChange {
     uint64_t expected_version = 0;     // config_version that the record has; 0: there is no record
@@ -90,23 +108,32 @@ enum class ChangeOutcome : uint8_t {
 struct ChangeAnswer {
     ChangeOutcome outcome = ChangeOutcome::unknown;
     uint64_t config_version = 0;  // of the record that it made; only with ok
+    std::string why{};            // for people; only with unknown
 };
 
-/// One linearizable read.
+/// One linearizable read, of one moment.
 struct ClusterView {
-    std::vector<ShardRecord> shards;
-    std::vector<LiveNode> nodes;
+    std::vector<ShardRecord> shards;   // by shard
+    std::vector<LiveNode> nodes;       // by node and incarnation
+    std::vector<NodeDetails> details;  // of nodes, in the same order
+    std::vector<NodeUuid> draining;    // the operator wants nothing on them, live or not
 };
 
 /// Calls may block up to coordinator_request_timeout_ms, so they belong on a thread of their own. A driver never
 /// repeats a change by itself: only who asked knows what an unknown one binds it to.
 class ClusterCoordinator : public Coordinator {
   public:
-    /// Takes a lease for this incarnation. conflict: it has one. After an expired one it may have another: a lease
-    /// fences nothing, and whether somebody took over meanwhile is in the records.
+    /// The cluster's meta: what is there, or `if_absent`, which is then there. May be repeated.
+    virtual Result<ClusterMeta> meta(const ClusterMeta& if_absent) = 0;
+    /// Takes a lease for this incarnation and publishes its details with it. conflict: it has one. After an expired one
+    /// it may have another: a lease fences nothing, and whether somebody took over meanwhile is in the records.
     virtual Result<void> join() = 0;
     /// Prolongs it. conflict: it has expired, join again.
     virtual Result<void> keep_alive() = 0;
+    /// Gives the lease back: others may take over at once. Without one it does nothing.
+    virtual Result<void> leave() = 0;
+    /// The operator's intent for any node, live or not. After an error it may or may not be so: ask again.
+    virtual Result<void> set_draining(const NodeUuid& node, bool draining) = 0;
     /// All records and all leases. Linearizable: sees every change whose answer was given before the call.
     virtual Result<ClusterView> list() = 0;
     virtual ChangeAnswer change(const ShardChange& change) = 0;
@@ -116,5 +143,7 @@ class ClusterCoordinator : public Coordinator {
 
 /// "8-4-4-4-12" in lower-case hex.
 std::string to_text(const NodeUuid& uuid);
+/// The reverse; nothing for any other text.
+std::optional<NodeUuid> uuid_from_text(std::string_view text);
 
 }  // namespace mainstay

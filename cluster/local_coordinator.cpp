@@ -276,12 +276,6 @@ Result<void> make_directory(const std::string& directory) {
 
 }  // namespace
 
-std::string to_text(const NodeUuid& uuid) {
-    std::string hex = to_hex({reinterpret_cast<const char*>(uuid.data()), uuid.size()});
-    for (const size_t at : {20, 16, 12, 8}) hex.insert(at, 1, '-');
-    return hex;
-}
-
 Result<std::unique_ptr<LocalCoordinator>> LocalCoordinator::open(const std::string& given, Random& random) {
     std::string directory = given;
     while (directory.size() > 1 && directory.back() == '/') directory.pop_back();

@@ -5,7 +5,7 @@
 namespace mainstay {
 namespace {
 
-Error unreachable() { return {ErrorCode::internal, "the coordinator did not answer", {}}; }
+Error unreachable() { return {ErrorCode::coordinator_unavailable, "the coordinator did not answer", {}}; }
 
 }  // namespace
 
@@ -14,10 +14,10 @@ void MemoryCluster::advance(TimeMs now) {
     std::erase_if(leases_, [this](const auto& lease) { return lease.second.expires <= now_; });
 }
 
-bool MemoryCluster::join(const LiveNode& node) {
+bool MemoryCluster::join(const LiveNode& node, const NodeDetails& details) {
     const Key key{node.name.node, node.incarnation};
     if (leases_.contains(key)) return false;
-    leases_[key] = {node.name, now_ + lease_ms_};
+    leases_[key] = {node.name, details, now_ + lease_ms_};
     return true;
 }
 
@@ -26,6 +26,22 @@ bool MemoryCluster::keep_alive(const Incarnation& incarnation) {
     if (found == leases_.end()) return false;
     found->second.expires = now_ + lease_ms_;
     return true;
+}
+
+void MemoryCluster::leave(const Incarnation& incarnation) {
+    leases_.erase({incarnation.node, incarnation.incarnation});
+}
+
+const ClusterMeta& MemoryCluster::meta(const ClusterMeta& if_absent) {
+    if (!meta_) meta_ = if_absent;
+    return *meta_;
+}
+
+void MemoryCluster::set_draining(const NodeUuid& node, bool draining) {
+    if (draining)
+        draining_.insert(node);
+    else
+        draining_.erase(node);
 }
 
 bool MemoryCluster::live(const Incarnation& incarnation) const {
@@ -47,13 +63,17 @@ ChangeAnswer MemoryCluster::change(const ShardChange& change) {
     after.config_version = ++revision_;
     if (on_change_) on_change_(before, after);
     records_[after.shard] = std::move(after);
-    return {ChangeOutcome::ok, revision_};
+    return {ChangeOutcome::ok, revision_, {}};
 }
 
 ClusterView MemoryCluster::list() const {
     ClusterView view;
     for (const auto& [shard, record] : records_) view.shards.push_back(record);
-    for (const auto& [key, lease] : leases_) view.nodes.push_back({lease.name, key.second});
+    for (const auto& [key, lease] : leases_) {
+        view.nodes.push_back({lease.name, key.second});
+        view.details.push_back(lease.details);
+    }
+    view.draining.assign(draining_.begin(), draining_.end());
     return view;
 }
 
@@ -71,10 +91,34 @@ Result<ShardRecord> MemoryCoordinator::ownership(ShardId shard) {
     return *record;
 }
 
+Result<ClusterMeta> MemoryCoordinator::meta(const ClusterMeta& if_absent) {
+    const auto fault = next_fault();
+    if (fault == CoordinatorFault::request_lost) return unreachable();
+    const ClusterMeta meta = cluster_.meta(if_absent);
+    if (fault != CoordinatorFault::none) return unreachable();
+    return meta;
+}
+
+Result<void> MemoryCoordinator::leave() {
+    const auto fault = next_fault();
+    if (fault == CoordinatorFault::request_lost) return unreachable();
+    cluster_.leave({self_.name.node, self_.incarnation});
+    if (fault != CoordinatorFault::none) return unreachable();
+    return {};
+}
+
+Result<void> MemoryCoordinator::set_draining(const NodeUuid& node, bool draining) {
+    const auto fault = next_fault();
+    if (fault == CoordinatorFault::request_lost) return unreachable();
+    cluster_.set_draining(node, draining);
+    if (fault != CoordinatorFault::none) return unreachable();
+    return {};
+}
+
 Result<void> MemoryCoordinator::join() {
     const auto fault = next_fault();
     if (fault == CoordinatorFault::request_lost) return unreachable();
-    const bool joined = cluster_.join(self_);
+    const bool joined = cluster_.join(self_, details_);
     if (fault != CoordinatorFault::none) return unreachable();
     if (!joined) return {ErrorCode::conflict, "this incarnation has its lease"};
     return {};

@@ -8,6 +8,8 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -22,8 +24,11 @@ class MemoryCluster {
 
     /// Time passes; leases expire. Never backwards.
     void advance(TimeMs now);
-    bool join(const LiveNode& node);
+    bool join(const LiveNode& node, const NodeDetails& details = {});
     bool keep_alive(const Incarnation& incarnation);
+    void leave(const Incarnation& incarnation);
+    const ClusterMeta& meta(const ClusterMeta& if_absent);
+    void set_draining(const NodeUuid& node, bool draining);
     /// Both only what they say: never unknown.
     ChangeAnswer change(const ShardChange& change);
     const ShardRecord* record(ShardId shard) const;
@@ -39,6 +44,7 @@ class MemoryCluster {
     using Key = std::pair<NodeUuid, uint64_t>;
     struct Lease {
         ReplicaName name;
+        NodeDetails details;
         TimeMs expires = 0;
     };
 
@@ -47,6 +53,8 @@ class MemoryCluster {
     uint64_t revision_ = 0;
     std::map<ShardId, ShardRecord> records_;
     std::map<Key, Lease> leases_;
+    std::set<NodeUuid> draining_;
+    std::optional<ClusterMeta> meta_;
     std::function<void(const ShardRecord*, const ShardRecord&)> on_change_;
 };
 
@@ -60,13 +68,17 @@ enum class CoordinatorFault : uint8_t {
 
 class MemoryCoordinator final : public ClusterCoordinator {
   public:
-    MemoryCoordinator(MemoryCluster& cluster, const LiveNode& self) : cluster_(cluster), self_(self) {}
+    MemoryCoordinator(MemoryCluster& cluster, const LiveNode& self, NodeDetails details = {})
+        : cluster_(cluster), self_(self), details_(std::move(details)) {}
 
     ReplicaName self() const override { return self_.name; }
     uint64_t incarnation() const override { return self_.incarnation; }
     Result<ShardRecord> ownership(ShardId shard) override;
+    Result<ClusterMeta> meta(const ClusterMeta& if_absent) override;
     Result<void> join() override;
     Result<void> keep_alive() override;
+    Result<void> leave() override;
+    Result<void> set_draining(const NodeUuid& node, bool draining) override;
     Result<ClusterView> list() override;
     ChangeAnswer change(const ShardChange& change) override;
     void on_hint(std::function<void()> callback) override { hint_ = std::move(callback); }
@@ -83,6 +95,7 @@ class MemoryCoordinator final : public ClusterCoordinator {
 
     MemoryCluster& cluster_;
     const LiveNode self_;
+    const NodeDetails details_;
     std::deque<CoordinatorFault> faults_;
     std::vector<ShardChange> late_;
     std::function<void()> hint_;
