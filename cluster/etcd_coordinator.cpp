@@ -21,7 +21,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr size_t detail_bytes_max = 512;
-constexpr uint32_t watch_silence_ms = 30'000;  // then the watch is opened anew, perhaps elsewhere
 constexpr uint32_t watch_pause_min_ms = 50, watch_pause_max_ms = 2'000;
 constexpr int code_not_found = 5, code_out_of_range = 11;
 
@@ -442,7 +441,7 @@ bool EtcdCoordinator::watch_once() {
                         {"start_revision", number(revision_of(now.body) + 1)}};
     bool came_up = false;
     client_.stream(watch_connection_, "/v3/watch", json::object{{"create_request", std::move(create)}},
-                   watch_silence_ms, settings_.request_timeout_ms, [&](const json::object& result) {
+                   settings_.watch_silence_ms, settings_.request_timeout_ms, [&](const json::object& result) {
                        // Cancelled: compacted, or etcd would not serve it any longer.
                        if (flag_in(result, "canceled")) return false;
                        if (flag_in(result, "created")) came_up = true;

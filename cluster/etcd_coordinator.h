@@ -33,6 +33,7 @@ struct EtcdSettings {
     uint32_t lease_ms = limits::node_lease_ms;  // etcd counts in seconds: rounded up
     uint32_t request_timeout_ms = limits::coordinator_request_timeout_ms;
     uint32_t page_keys = limits::coordinator_answer_bytes_max / 4096;  // of a list; no value of ours is as large
+    uint32_t watch_silence_ms = 30'000;  // then the watch is opened anew, perhaps elsewhere
 };
 
 class EtcdCoordinator final : public ClusterCoordinator {

@@ -465,6 +465,22 @@ TEST_CASE("etcd coordinator: a watch that etcd cancels is opened again") {
     // The object ends although its watch is open: that is all that is left of this case.
 }
 
+TEST_CASE("etcd coordinator: a watch that says nothing for long is opened again") {
+    FakeUpstream way;
+    const auto present = fake_answer(200, R"({"header":{"revision":"41"}})");
+    const auto silent = fake_stream({"{\"result\":{\"created\":true}}\n"}, false, FakeAnswer::End::stall);
+    for (int n = 0; n < 3; ++n) {
+        way.answer(present);
+        way.answer(silent);
+    }
+    auto settings = settings_of({way.url()}, fresh_cluster(), contract_node(1, 11));
+    settings.watch_silence_ms = 50;
+    Hints hints;
+    auto node = open(settings);
+    node->on_hint(hints.callback());
+    CHECK(hints.wait_more_than(2));  // each time that it comes up
+}
+
 TEST_CASE("etcd coordinator: two clusters in one etcd do not see each other") {
     const auto here = fresh_cluster(), there = fresh_cluster();
     auto one = open({shared_etcd().url()}, here);
@@ -642,6 +658,10 @@ TEST_CASE("etcd coordinator: a large cluster in one answer or in pages of one mo
         REQUIRE(node->change(change).outcome == ChangeOutcome::ok);
         changes.push_back(milliseconds_of(steady_clock::now() - began));
     }
+    const std::string prefix = key_of(cluster, "");
+    const json::object all{{"key", to_base64(prefix)},
+                           {"range_end", to_base64(prefix.substr(0, prefix.size() - 1) + "0")}};
+    const size_t answer_bytes = json::serialize(shared_etcd().post("/v3/kv/range", all).body).size();
     std::vector<double> lists;
     for (int i = 0; i < 9; ++i) {
         const auto began = steady_clock::now();
@@ -673,8 +693,9 @@ TEST_CASE("etcd coordinator: a large cluster in one answer or in pages of one mo
         return of[static_cast<size_t>(rank * static_cast<double>(of.size() - 1))];
     };
     MESSAGE("change p50 " << at(changes, 0.5) << " ms, p99 " << at(changes, 0.99) << " ms; list of " << shards
-                          << " records of " << value_bytes << " bytes p50 " << at(lists, 0.5) << " ms; hint p50 "
-                          << at(told, 0.5) << " ms, p99 " << at(told, 0.99) << " ms after the change was sent");
+                          << " records of " << value_bytes << " bytes, " << answer_bytes << " in all, p50 "
+                          << at(lists, 0.5) << " ms; hint p50 " << at(told, 0.5) << " ms, p99 " << at(told, 0.99)
+                          << " ms after the change was sent");
 }
 
 TEST_CASE("etcd coordinator: the pages of a list are of one moment") {
