@@ -17,6 +17,7 @@ struct ShardPlace {
     };
     Where where = Where::nowhere;
     NodeUuid node{};  // with there
+    Epoch epoch;      // with here: that it is led in
 };
 
 class ShardDirectory {

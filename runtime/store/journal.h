@@ -25,6 +25,9 @@ class AckTarget {
   public:
     virtual ~AckTarget() = default;
     virtual void acknowledged(Sequence durable, Sequence committed) = 0;
+    /// (replicated) This node does not lead the shard any more, or never did in that epoch: what was appended and is
+    /// not acknowledged may have happened or not, and whoever appended must be dropped.
+    virtual void refused() {}
 };
 
 enum class RecordKind : uint8_t {
@@ -50,6 +53,7 @@ struct Append {
     /// How many sessions are at work and so may append soon: under load a group waits a moment for some of them. A
     /// hint.
     uint32_t companions = 0;
+    Epoch led_in;  // (replicated) the epoch in which the session's shard was led when it was activated
 };
 
 /// Everything that the store has of a session: enough to build it again.

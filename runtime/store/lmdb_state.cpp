@@ -410,7 +410,8 @@ Result<void> LmdbState::write(MDB_txn* txn, std::vector<RowOp>& rows) {
     };
     for (size_t i = 0; i < rows.size() && code == 0; ++i) {
         const RowOp& row = rows[i];
-        INVARIANT(row.key.size() % 8 == 0 && row.key.size() <= 511, "row keys are multiples of 8, at most 511 bytes");
+        INVARIANT((row.prefix || row.key.size() % 8 == 0) && row.key.size() <= 511,
+                  "row keys are multiples of 8, at most 511 bytes");
         MDB_cursor*& cursor = cursors[static_cast<size_t>(row.table)];
         if (!cursor) code = mdb_cursor_open(txn, tables_[static_cast<size_t>(row.table)], &cursor);
         if (code != 0) break;

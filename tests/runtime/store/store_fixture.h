@@ -34,7 +34,7 @@ class TestFold final : public Fold {
                       const std::vector<FoldRecord>& records, std::vector<RowOp>& rows) override {
         ++folds;
         if (!key.session.valid() && key.session != SessionId{}) {
-            const std::string row_key = memory_row_key(key);
+            const std::string row_key = memory_row_key(key, shard_count);
             const std::string_view last = records.back().payload;
             rows.push_back({Table::memory, row_key, std::nullopt, true});
             if (last[0] == 'M') rows.push_back({Table::memory, row_key, std::string(last.substr(1)), false});
@@ -60,13 +60,13 @@ class TestFold final : public Fold {
             const std::string_view text = record.payload.substr(1);
             if (record.payload[0] == 'T') {
                 ++turns;
-                rows.push_back(
-                    {Table::turn, turn_row_key(key, TurnNo{static_cast<uint32_t>(last)}), std::string(text), false});
+                rows.push_back({Table::turn, turn_row_key(key, TurnNo{static_cast<uint32_t>(last)}, shard_count),
+                                std::string(text), false});
             } else if (record.payload[0] == 'D') {
                 deleted = true;
             }
         }
-        const std::string row_key = session_row_key(key);
+        const std::string row_key = session_row_key(key, shard_count);
         if (deleted) {
             std::erase_if(rows, [&](const RowOp& row) { return row.key.starts_with(row_key); });
             rows.push_back({Table::turn, row_key, std::nullopt, true});
@@ -84,6 +84,7 @@ class TestFold final : public Fold {
     }
 
     std::atomic<uint64_t> folds{0};
+    uint16_t shard_count = shard_count_default;
 };
 
 inline uint64_t head_last(const std::string& head) {

@@ -1,0 +1,479 @@
+#include "cluster/shard_host.h"
+
+#include <pthread.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "cluster/membership.h"
+#include "runtime/base/crash_point.h"
+#include "runtime/base/invariant.h"
+
+namespace mainstay {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr uint32_t lease_beats = 3;         // keep-alives in the time of a lease
+constexpr uint32_t retry_ms = 200;          // of a coordinator that does not answer
+constexpr size_t acks_searched = 32;        // for another acknowledgement to the same target
+constexpr uint32_t hand_over_poll_ms = 10;  // a poll with a bound
+
+TimeMs steady_ms() {
+    return static_cast<TimeMs>(
+        std::chrono::duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count());
+}
+
+}  // namespace
+
+ShardHost::ShardHost(ShardHostConfig config, ShardLog& log, ClusterCoordinator& coordinator, ShardHostEvents& events)
+    : config_(std::move(config)), log_(log), coordinator_(coordinator), events_(events) {
+    auto found = log_.recovered_shards();
+    INVARIANT(found.size() == config_.meta.shards, "a store has the cluster's shards");
+    members_.resize(found.size());
+    places_.resize(found.size());
+    sights_.resize(found.size());
+    for (size_t number = 0; number < found.size(); ++number) {
+        const ShardId shard{static_cast<uint16_t>(number)};
+        members_[number].member = std::make_unique<ShardMember>(
+            MemberIdentity{config_.meta.cluster, shard, config_.self.name, config_.self.incarnation}, found[number],
+            config_.replication);
+    }
+}
+
+ShardHost::~ShardHost() { stop(); }
+
+void ShardHost::start() {
+    log_.start_shards(*this);
+    coordinator_.on_hint([this] { look(); });
+    host_ = std::thread([this] { run(); });
+    lease_ = std::thread([this] { keep_lease(); });
+    talker_ = std::thread([this] { talk_to_coordinator(); });
+    reader_ = std::thread([this] { read_snapshots(); });
+}
+
+void ShardHost::stop() {
+    {
+        std::scoped_lock lock(inbox_mutex_, work_mutex_, lease_mutex_, parts_mutex_);
+        stopping_ = work_stops_ = true;
+        inbox_filled_.notify_all();
+        work_waits_.notify_all();
+        lease_wakes_.notify_all();
+        parts_wait_.notify_all();
+    }
+    for (std::thread* thread : {&host_, &lease_, &talker_, &reader_})
+        if (thread->joinable()) thread->join();
+}
+
+// --- into the inbox -------------------------------------------------------------------------------------------------
+
+TimeMs ShardHost::now() const { return steady_ms(); }
+
+void ShardHost::post(const std::function<void(Inbox&)>& put) {
+    std::lock_guard lock(inbox_mutex_);
+    const bool wake = inbox_.empty();
+    put(inbox_);
+    if (wake) inbox_filled_.notify_one();
+}
+
+void ShardHost::receive(std::vector<ReplicationMessage> messages) {
+    post([&](Inbox& inbox) { std::move(messages.begin(), messages.end(), std::back_inserter(inbox.messages)); });
+}
+
+void ShardHost::propose(ShardId shard, Epoch epoch, std::shared_ptr<const std::string> entry,
+                        std::shared_ptr<AckTarget> target, Sequence last) {
+    post([&](Inbox& inbox) { inbox.proposals.push_back({shard, epoch, std::move(entry), std::move(target), last}); });
+}
+
+void ShardHost::confirm_read(ShardId shard, std::function<void(bool)> done) {
+    post([&](Inbox& inbox) { inbox.reads.push_back({shard, std::move(done)}); });
+}
+
+void ShardHost::groups_synced(const std::vector<std::pair<ShardId, uint64_t>>& tickets) {
+    post([&](Inbox& inbox) { inbox.synced.insert(inbox.synced.end(), tickets.begin(), tickets.end()); });
+}
+
+void ShardHost::state_applied(const std::vector<std::pair<ShardId, uint64_t>>& indexes) {
+    post([&](Inbox& inbox) { inbox.applied.insert(inbox.applied.end(), indexes.begin(), indexes.end()); });
+}
+
+// --- the host's thread ----------------------------------------------------------------------------------------------
+
+void ShardHost::run() {
+    ::pthread_setname_np(::pthread_self(), "shards");
+    Inbox taken;
+    auto tick_at = steady_clock::now();
+    const milliseconds beat(config_.replication.heartbeat_ms);
+    while (true) {
+        {
+            std::unique_lock lock(inbox_mutex_);
+            inbox_filled_.wait_until(lock, tick_at, [this] { return stopping_ || !inbox_.empty(); });
+            if (stopping_) break;
+            std::swap(taken, inbox_);
+        }
+        take(taken);
+        taken = {};
+        if (steady_clock::now() >= tick_at) {
+            for (uint16_t number = 0; number < members_.size(); ++number) step(ShardId{number}, Tick{});
+            tick_at = std::max(tick_at + beat, steady_clock::now());
+        }
+        flush_sends();
+        if (std::exchange(placed_, false)) bump();
+    }
+    // Who waits for an answer is told that there will be none.
+    for (auto& member : members_) drop_waiting(member);
+}
+
+void ShardHost::take(Inbox& inbox) {
+    if (inbox.view) {
+        for (const auto& record : inbox.view->shards)
+            if (record.shard.value < members_.size()) step(record.shard, RecordRead{record, inbox.view->nodes});
+        for (uint16_t number = 0; number < members_.size(); ++number) place(ShardId{number});
+        events_.viewed(*inbox.view);
+    }
+    for (const auto& settled : inbox.settled) step(settled.shard, ChangeSettled{settled.request, settled.answer});
+    for (const auto& [shard, ticket] : inbox.synced) step(shard, GroupSynced{ticket});
+    for (auto& message : inbox.messages)
+        if (message.shard.value < members_.size()) step(message.shard, std::move(message));
+    for (const auto& [shard, index] : inbox.applied) step(shard, StateApplied{index});
+    for (auto& proposal : inbox.proposals) {
+        Member& member = members_[proposal.shard.value];
+        // An actor of an earlier leadership knows a state that others may have gone on from.
+        if (member.member->serving() != proposal.epoch) {
+            if (proposal.target) proposal.target->refused();
+            continue;
+        }
+        member.waiting.push_back({0, std::move(proposal.target), proposal.last});
+        step(proposal.shard, Propose{++tokens_, std::move(proposal.entry)});
+    }
+    for (auto& read : inbox.reads) {
+        members_[read.shard.value].reads.emplace(++tokens_, std::move(read.done));
+        step(read.shard, BeginRead{tokens_, 0});
+    }
+    for (auto& part : inbox.parts) step(part.shard, std::move(part.data));
+}
+
+void ShardHost::step(ShardId shard, const ShardInput& input) {
+    members_[shard.value].member->step(input, now(), outputs_);
+    perform(shard);
+}
+
+/// In an order that keeps the promises: written and applied before anything is told, told before it is forgotten.
+void ShardHost::perform(ShardId shard) {
+    Member& member = members_[shard.value];
+    ShardOutputs& out = outputs_;
+    for (auto& part : out.staged) log_.stage(shard, part);
+    for (auto& group : out.writes) log_.write_group(shard, std::move(group));
+    for (auto& message : out.sends) sends_[message.to.node].push_back(std::move(message));
+    if (out.applicable) log_.apply_entries(shard, *out.applicable);
+    for (const auto& proposed : out.proposed) member.waiting.back().index = proposed.index;
+    for (const auto& refused : out.refused) {
+        if (const auto read = member.reads.find(refused.token); read != member.reads.end()) {
+            read->second(false);
+            member.reads.erase(read);
+            continue;
+        }
+        // Refused in the step that proposed it: it is the newest.
+        auto waiting = std::move(member.waiting.back());
+        member.waiting.pop_back();
+        if (waiting.target) waiting.target->refused();
+    }
+    if (out.committed) {
+        acks_.clear();
+        while (!member.waiting.empty() && member.waiting.front().index <= *out.committed) {
+            Waiting done = std::move(member.waiting.front());
+            member.waiting.pop_front();
+            if (!done.target) continue;
+            const auto from = acks_.end() - static_cast<ptrdiff_t>(std::min(acks_.size(), acks_searched));
+            const auto same =
+                std::find_if(from, acks_.end(), [&](const auto& ack) { return ack.first == done.target; });
+            if (same == acks_.end())
+                acks_.emplace_back(std::move(done.target), done.last);
+            else
+                same->second = std::max(same->second, done.last);
+        }
+        for (auto& [target, last] : acks_) target->acknowledged(last, last);
+        crash_point("shard.after_ack");
+    }
+    for (const uint64_t token : out.reads_ready) {
+        const auto read = member.reads.find(token);
+        if (read == member.reads.end()) continue;
+        read->second(true);
+        member.reads.erase(read);
+    }
+    if (out.step_down) {
+        drop_waiting(member);
+        place(shard);
+        events_.lost(shard, *out.step_down);
+    }
+    if (out.lead) {
+        place(shard);
+        events_.led(shard, *out.lead);
+    }
+    if (out.halt) {
+        spdlog::critical("shard {} stops on this node: {}; nothing more is done with this copy", shard.value, out.halt);
+        place(shard);
+    }
+    if (!out.changes.empty() || out.list) {
+        std::lock_guard lock(work_mutex_);
+        for (auto& change : out.changes) work_.push_back({shard, change.request, std::move(change.change), {}});
+        list_wanted_ = list_wanted_ || out.list;
+        work_waits_.notify_one();
+    }
+    if (!out.parts_wanted.empty() || !out.transfers_closed.empty()) {
+        std::lock_guard lock(parts_mutex_);
+        for (const auto& wanted : out.parts_wanted) parts_.push_back({shard, wanted.transfer, wanted.part, false});
+        for (const uint64_t transfer : out.transfers_closed) parts_.push_back({shard, transfer, 0, true});
+        parts_wait_.notify_one();
+    }
+}
+
+void ShardHost::drop_waiting(Member& member) {
+    for (auto& waiting : member.waiting)
+        if (waiting.target) waiting.target->refused();
+    member.waiting.clear();
+    for (auto& [token, done] : member.reads) done(false);
+    member.reads.clear();
+}
+
+void ShardHost::flush_sends() {
+    for (auto& [node, messages] : sends_)
+        if (!messages.empty()) config_.send(node, std::exchange(messages, {}));
+}
+
+// --- the directory --------------------------------------------------------------------------------------------------
+
+/// After anything that may have changed who leads.
+void ShardHost::place(ShardId shard) {
+    const ShardMember& member = *members_[shard.value].member;
+    const ShardRecord& record = member.configurations().record();
+    const auto serving = member.serving();
+    ShardPlace next;
+    if (serving) {
+        next.where = ShardPlace::Where::here;
+        next.epoch = *serving;
+    } else if (record.primary.node != config_.self.name.node) {
+        const auto current = view();
+        const auto leads = [&](const LiveNode& node) {
+            return node.name == record.primary && node.incarnation == record.incarnation;
+        };
+        if (current && std::any_of(current->nodes.begin(), current->nodes.end(), leads)) {
+            next.where = ShardPlace::Where::there;
+            next.node = record.primary.node;
+        }
+    }
+    std::unique_lock lock(places_mutex_);
+    ShardPlace& place = places_[shard.value];
+    if (place.where != next.where || place.node != next.node || place.epoch != next.epoch) placed_ = true;
+    place = next;
+    sights_[shard.value] = {record,
+                            record.primary == config_.self.name && record.incarnation == config_.self.incarnation,
+                            serving.has_value(),
+                            member.halted(),
+                            member.replica().log().last_index(),
+                            member.replica().commit()};
+}
+
+ShardPlace ShardHost::find(ShardId shard) const {
+    std::shared_lock lock(places_mutex_);
+    return shard.value < places_.size() ? places_[shard.value] : ShardPlace{};
+}
+
+void ShardHost::bump() {
+    std::vector<std::function<void()>> called;
+    {
+        std::lock_guard lock(watchers_mutex_);
+        version_.fetch_add(1, std::memory_order_release);
+        called.swap(watchers_);
+    }
+    for (const auto& watcher : called) watcher();
+}
+
+void ShardHost::when_changed(uint64_t seen, std::function<void()> changed) {
+    {
+        std::lock_guard lock(watchers_mutex_);
+        if (version() == seen) {
+            watchers_.push_back(std::move(changed));
+            return;
+        }
+    }
+    changed();
+}
+
+std::vector<ShardSight> ShardHost::sights() const {
+    std::shared_lock lock(places_mutex_);
+    return sights_;
+}
+
+std::shared_ptr<const ClusterView> ShardHost::view() const {
+    std::lock_guard lock(view_mutex_);
+    return view_;
+}
+
+std::optional<uint64_t> ShardHost::view_age_ms() const {
+    std::lock_guard lock(view_mutex_);
+    return view_ ? std::optional<uint64_t>(now() - viewed_at_) : std::nullopt;
+}
+
+// --- the coordinator ------------------------------------------------------------------------------------------------
+
+void ShardHost::keep_lease() {
+    ::pthread_setname_np(::pthread_self(), "lease");
+    bool joined = false, told = false;
+    while (true) {
+        const auto kept = joined ? coordinator_.keep_alive() : coordinator_.join();
+        if (kept) {
+            if (!joined) look();
+            joined = true;
+            told = false;
+        } else if (kept.error().code == ErrorCode::conflict) {
+            // Expired, or a join whose answer was lost: the other of the two is right then.
+            joined = !joined;
+            continue;
+        } else if (!std::exchange(told, true)) {
+            spdlog::warn("the coordinator does not take this node's lease: {}", kept.error().message);
+        }
+        std::unique_lock lock(lease_mutex_);
+        const milliseconds pause(kept ? config_.lease_ms / lease_beats : retry_ms);
+        if (lease_wakes_.wait_for(lock, pause, [this] { return work_stops_; })) return;
+    }
+}
+
+void ShardHost::look() {
+    std::lock_guard lock(work_mutex_);
+    list_wanted_ = true;
+    work_waits_.notify_one();
+}
+
+void ShardHost::change(ShardChange change, std::function<void(const ChangeAnswer&)> done) {
+    std::lock_guard lock(work_mutex_);
+    const ShardId shard = change.desired.shard;
+    work_.push_back({shard, 0, std::move(change), std::move(done)});
+    work_waits_.notify_one();
+}
+
+void ShardHost::talk_to_coordinator() {
+    ::pthread_setname_np(::pthread_self(), "coordinator");
+    auto listed_at = steady_clock::now() - milliseconds(config_.list_spacing_ms);
+    bool failed = false;
+    while (true) {
+        std::deque<CoordinatorWork> work;
+        bool look_now = false;
+        {
+            std::unique_lock lock(work_mutex_);
+            const auto due = listed_at + milliseconds(failed ? retry_ms : config_.list_spacing_ms);
+            // A look that is wanted waits for its spacing; changes do not wait for it.
+            while (!work_stops_ && work_.empty() && !(list_wanted_ && steady_clock::now() >= due)) {
+                if (list_wanted_)
+                    work_waits_.wait_until(lock, due);
+                else
+                    work_waits_.wait(lock);
+            }
+            if (work_stops_) return;
+            work.swap(work_);
+            look_now = list_wanted_ && steady_clock::now() >= due;
+            if (look_now) list_wanted_ = false;
+        }
+        for (auto& one : work) {
+            const ChangeAnswer answer = coordinator_.change(one.change);
+            if (one.request > 0)
+                post([&](Inbox& inbox) { inbox.settled.push_back({one.shard, one.request, answer}); });
+            else if (one.done)
+                one.done(answer);
+        }
+        if (!look_now) continue;
+        failed = !list();
+        listed_at = steady_clock::now();
+        if (failed) look();
+    }
+}
+
+bool ShardHost::list() {
+    auto listed = coordinator_.list();
+    if (!listed) return false;
+    auto shared = std::make_shared<const ClusterView>(std::move(*listed));
+    {
+        std::lock_guard lock(view_mutex_);
+        view_ = shared;
+        viewed_at_ = now();
+    }
+    post([&](Inbox& inbox) { inbox.view = shared; });
+    return true;
+}
+
+/// By wishes, as an operator would: each shard goes to the first other copy in sync that has a lease.
+bool ShardHost::hand_over_all(uint32_t patience_ms) {
+    const TimeMs until = now() + patience_ms;
+    std::map<uint16_t, uint64_t> asked;  // by shard, at which version
+    while (true) {
+        bool leads = false;
+        const auto current = view();
+        for (const auto& sight : sights()) {
+            const ShardRecord& record = sight.record;
+            if (!sight.leads || record.config_version == 0) continue;
+            leads = true;
+            if (!current || asked[record.shard.value] == record.config_version) continue;
+            const auto may = [&](const LiveNode& node) {
+                return node.name.node != config_.self.name.node && contains(record.in_sync, node.name);
+            };
+            const auto to = std::find_if(current->nodes.begin(), current->nodes.end(), may);
+            if (to == current->nodes.end() || record.target == to->name.node) continue;
+            asked[record.shard.value] = record.config_version;
+            change(wish(record, to->name.node), [this](const ChangeAnswer&) { look(); });
+        }
+        if (!leads) return true;
+        if (now() >= until) return false;
+        std::this_thread::sleep_for(milliseconds(hand_over_poll_ms));
+    }
+}
+
+// --- snapshots ------------------------------------------------------------------------------------------------------
+
+void ShardHost::read_snapshots() {
+    ::pthread_setname_np(::pthread_self(), "snapshots");
+    std::map<std::pair<uint16_t, uint64_t>, std::unique_ptr<ShardSnapshot>> open;
+    while (true) {
+        PartWanted wanted;
+        {
+            std::unique_lock lock(parts_mutex_);
+            parts_wait_.wait(lock, [this] { return work_stops_ || !parts_.empty(); });
+            if (work_stops_) return;
+            wanted = parts_.front();
+            parts_.pop_front();
+        }
+        const auto key = std::pair(wanted.shard.value, wanted.transfer);
+        if (wanted.closed) {
+            open.erase(key);
+            continue;
+        }
+        auto& snapshot = open[key];
+        if (!snapshot) {
+            auto taken = log_.snapshot(wanted.shard);
+            if (!taken) {
+                // The member asks again when nothing comes.
+                spdlog::warn("shard {}: no snapshot: {}", wanted.shard.value, taken.error().message);
+                open.erase(key);
+                continue;
+            }
+            snapshot = std::move(*taken);
+        }
+        if (wanted.part >= snapshot->parts()) continue;  // asked for ahead, before it was known which is the last
+        auto bytes = snapshot->read(wanted.part);
+        if (!bytes) {
+            spdlog::warn("shard {}: a snapshot cannot be read: {}", wanted.shard.value, bytes.error().message);
+            open.erase(key);
+            continue;
+        }
+        SnapshotData data;
+        data.transfer = wanted.transfer;
+        data.at = snapshot->position();
+        data.part = wanted.part;
+        data.last = wanted.part + 1 == snapshot->parts();
+        data.bytes = std::make_shared<const std::string>(std::move(*bytes));
+        post([&](Inbox& inbox) { inbox.parts.push_back({wanted.shard, std::move(data)}); });
+    }
+}
+
+}  // namespace mainstay

@@ -1,0 +1,220 @@
+#pragma once
+// The shards of this node: one ShardMember each, and what carries their words. A thread of its own steps the members;
+// the store, the links and the coordinator are asked from it and answer into its inbox. Two more threads talk to the
+// coordinator (one keeps the lease, which must not wait for anything; one reads and changes records), one reads
+// snapshots.
+//
+// Invariants: a proposal is told as committed after its entry went to the state, so that whoever loads the session
+// then finds it; none is accepted in another epoch than the one that its session was activated in; what a member
+// wrote, sent or changed is done in the order in which it said so.
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "cluster/coordinator.h"
+#include "cluster/shard_directory.h"
+#include "cluster/shard_member.h"
+#include "runtime/store/journal.h"
+#include "runtime/store/shard_log.h"
+
+namespace mainstay {
+
+/// Told on the host's thread; must not block.
+class ShardHostEvents {
+  public:
+    virtual ~ShardHostEvents() = default;
+    /// This node leads the shard and serves: its sessions may be activated, from the store as it is.
+    virtual void led(ShardId shard, Epoch epoch) = 0;
+    /// It does not any more: what was activated under it must go, and its outputs that are held with it.
+    virtual void lost(ShardId shard, Epoch epoch) = 0;
+    /// All shards and nodes, as just read.
+    virtual void viewed(const ClusterView&) {}
+};
+
+struct ShardHostConfig {
+    ClusterMeta meta;
+    LiveNode self;
+    ReplicationSettings replication;
+    uint32_t lease_ms = limits::node_lease_ms;
+    uint32_t list_spacing_ms = 50;  // between two reads of the coordinator, whatever hints say
+    std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
+};
+
+/// What a node sees of one shard.
+struct ShardSight {
+    ShardRecord record;  // config_version 0: none is known
+    bool leads = false, serving = false, halted = false;
+    uint64_t last_index = 0, commit_index = 0;
+};
+
+class ShardHost final : public ShardDirectory, public ShardLogEvents {
+  public:
+    /// `log` and `coordinator` outlive it.
+    ShardHost(ShardHostConfig config, ShardLog& log, ClusterCoordinator& coordinator, ShardHostEvents& events);
+    ~ShardHost() override;
+
+    void start();
+    /// Asks somebody else to lead what this node leads; true once nothing is led here, false after `patience_ms`.
+    bool hand_over_all(uint32_t patience_ms);
+    /// Ends all threads. Nothing that was proposed is told any more.
+    void stop();
+
+    // --- from sessions: any thread, never blocks
+    /// `target` is told of `last` when the entry is committed, or that it was refused.
+    void propose(ShardId shard, Epoch epoch, std::shared_ptr<const std::string> entry,
+                 std::shared_ptr<AckTarget> target, Sequence last);
+    /// Whether an answer from the state as it is now may leave: after every copy in sync has confirmed that nobody has
+    /// taken over. Called once, on the host's thread.
+    void confirm_read(ShardId shard, std::function<void(bool)> done);
+
+    // --- from links: any thread, never blocks
+    void receive(std::vector<ReplicationMessage> messages);
+
+    /// Runs on the thread that changes records; the answer as the coordinator gave it.
+    void change(ShardChange change, std::function<void(const ChangeAnswer&)> done);
+    /// The coordinator is read soon.
+    void look();
+    std::vector<ShardSight> sights() const;
+    std::shared_ptr<const ClusterView> view() const;
+    /// Milliseconds since the coordinator was last read; nothing: never.
+    std::optional<uint64_t> view_age_ms() const;
+
+    // --- ShardDirectory
+    uint16_t shard_count() const override { return config_.meta.shards; }
+    ShardPlace find(ShardId shard) const override;
+    void when_changed(uint64_t seen, std::function<void()> changed) override;
+    uint64_t version() const override { return version_.load(std::memory_order_acquire); }
+
+    // --- ShardLogEvents
+    void groups_synced(const std::vector<std::pair<ShardId, uint64_t>>& tickets) override;
+    void state_applied(const std::vector<std::pair<ShardId, uint64_t>>& indexes) override;
+
+  private:
+    struct Proposal {
+        ShardId shard;
+        Epoch epoch;
+        std::shared_ptr<const std::string> entry;
+        std::shared_ptr<AckTarget> target;
+        Sequence last;
+    };
+    struct Read {
+        ShardId shard;
+        std::function<void(bool)> done;
+    };
+    struct Settled {
+        ShardId shard;
+        uint64_t request = 0;
+        ChangeAnswer answer;
+    };
+    struct PartRead {
+        ShardId shard;
+        SnapshotData data;
+    };
+    struct Inbox {
+        std::vector<ReplicationMessage> messages;
+        std::vector<std::pair<ShardId, uint64_t>> synced, applied;
+        std::vector<Proposal> proposals;
+        std::vector<Read> reads;
+        std::vector<Settled> settled;
+        std::vector<PartRead> parts;
+        std::shared_ptr<const ClusterView> view;
+        bool empty() const {
+            return messages.empty() && synced.empty() && applied.empty() && proposals.empty() && reads.empty() &&
+                   settled.empty() && parts.empty() && !view;
+        }
+    };
+    struct Waiting {
+        uint64_t index = 0;
+        std::shared_ptr<AckTarget> target;
+        Sequence last;
+    };
+    struct Member {
+        std::unique_ptr<ShardMember> member;
+        std::deque<Waiting> waiting;                                    // proposals, by index
+        std::unordered_map<uint64_t, std::function<void(bool)>> reads;  // by token
+    };
+    struct CoordinatorWork {
+        ShardId shard;
+        uint64_t request = 0;  // of the member; 0: somebody else's
+        ShardChange change;
+        std::function<void(const ChangeAnswer&)> done;
+    };
+
+    void run();
+    void take(Inbox& inbox);
+    void step(ShardId shard, const ShardInput& input);
+    void perform(ShardId shard);
+    void drop_waiting(Member& member);
+    void flush_sends();
+    void place(ShardId shard);
+    void bump();
+    TimeMs now() const;
+    void post(const std::function<void(Inbox&)>& put);
+
+    void keep_lease();
+    void talk_to_coordinator();
+    bool list();
+    void read_snapshots();
+
+    const ShardHostConfig config_;
+    ShardLog& log_;
+    ClusterCoordinator& coordinator_;
+    ShardHostEvents& events_;
+    std::vector<Member> members_;                                // host thread
+    ShardOutputs outputs_;                                       // host thread
+    uint64_t tokens_ = 0;                                        // host thread
+    std::map<NodeUuid, std::vector<ReplicationMessage>> sends_;  // host thread, of one round
+    std::vector<std::pair<std::shared_ptr<AckTarget>, Sequence>> acks_;
+    bool placed_ = false;  // host thread: a place has changed in this round
+
+    std::mutex inbox_mutex_;
+    std::condition_variable inbox_filled_;
+    Inbox inbox_;
+    bool stopping_ = false;
+
+    mutable std::shared_mutex places_mutex_;
+    std::vector<ShardPlace> places_;
+    std::vector<ShardSight> sights_;
+    std::atomic<uint64_t> version_{1};
+    std::mutex watchers_mutex_;
+    std::vector<std::function<void()>> watchers_;
+
+    mutable std::mutex view_mutex_;
+    std::shared_ptr<const ClusterView> view_;
+    TimeMs viewed_at_ = 0;
+
+    std::mutex work_mutex_;
+    std::condition_variable work_waits_;
+    std::deque<CoordinatorWork> work_;
+    bool list_wanted_ = true;
+    bool work_stops_ = false;
+
+    std::mutex lease_mutex_;
+    std::condition_variable lease_wakes_;
+
+    struct PartWanted {
+        ShardId shard;
+        uint64_t transfer = 0;
+        uint32_t part = 0;
+        bool closed = false;
+    };
+    std::mutex parts_mutex_;
+    std::condition_variable parts_wait_;
+    std::deque<PartWanted> parts_;
+
+    std::thread host_, lease_, talker_, reader_;
+};
+
+}  // namespace mainstay
