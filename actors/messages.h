@@ -195,12 +195,25 @@ struct RetryAsked {
 struct RunToolCall {
     ToolCall call;
     caf::actor session;
+    std::function<void(ToolOutcome)> done{};  // instead of `session`: whoever asked is on another node
 };
 using RunToolCallPtr = std::shared_ptr<RunToolCall>;
 /// To the owner of the users' memories: the record of this revision is on disk.
 struct MemoryCommitted {
     SessionKey key;  // memory_key()
     Sequence committed;
+};
+/// ... or never will be by this node.
+struct MemoryRefused {
+    SessionKey key;
+};
+/// To supervisors and whoever keeps state of sessions: this node leads a shard from now on, or does not any more. What
+/// was awake under it before goes, in either case.
+struct ShardLed {
+    ShardId shard;
+};
+struct ShardLost {
+    ShardId shard;
 };
 struct ArmTimer {
     SessionKey key;
@@ -214,6 +227,8 @@ using sleep_atom =
 using stay_atom = caf::atom_constant<caf::atom("stay")>;  // session -> supervisor: work came, I stay
 using gone_atom = caf::atom_constant<caf::atom("gone")>;  // session -> supervisor: I am gone
 using sweep_atom = caf::atom_constant<caf::atom("sweep")>;
+using lost_atom =
+    caf::atom_constant<caf::atom("lost")>;  // to a session: another node leads it, nothing may leave any more
 using drain_atom = caf::atom_constant<caf::atom("drain")>;
 using resume_atom = caf::atom_constant<caf::atom("resume")>;
 using listen_atom = caf::atom_constant<caf::atom("rearm")>;
@@ -230,6 +245,9 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RetryDecided)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RetryAsked)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RunToolCallPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::MemoryCommitted)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::MemoryRefused)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ArmTimer)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ShardLed)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ShardLost)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::SessionKey)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::TenantId)

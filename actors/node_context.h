@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "actors/agent_tools.h"
+#include "cluster/shard_directory.h"
 #include "runtime/agent/catalogue.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/limits.h"
@@ -46,6 +47,13 @@ struct NodeContext {
     Metrics& metrics;
     NodeOptions options;
 
+    /// Null: the node is alone, and every shard is here.
+    const ShardDirectory* shards = nullptr;
+
+    /// A call on a user's memory whose shard another node leads. Null: the node is alone. Any thread; `done` is called
+    /// once.
+    std::function<void(const ShardPlace&, const ToolCall&, std::function<void(ToolOutcome)> done)> memory_elsewhere{};
+
     // Set by the node supervisor when it has spawned them.
     caf::actor tool_worker{}, timer{}, router{}, user_memories{};
 
@@ -56,6 +64,20 @@ struct NodeContext {
     std::atomic<size_t> sessions_busy{0};  // with a step in flight or an output held
     /// Set once the open turns found at start have been taken up.
     std::atomic<bool> resumed{false};
+
+    ShardId shard_of(const SessionKey& key) const { return mainstay::shard_of(key, options.shard_count); }
+    /// Where requests for a shard go.
+    ShardPlace place_of(ShardId shard) const {
+        return shards ? shards->find(shard) : ShardPlace{ShardPlace::Where::here, {}, {}};
+    }
+    /// What is answered for a shard at such a place. `param` is the shard's number. Also where the place is here again:
+    /// whoever is told so was dropped between two leaderships, and may ask again.
+    static Error elsewhere(const ShardPlace& place, ShardId shard) {
+        if (place.where == ShardPlace::Where::nowhere)
+            return {ErrorCode::shard_unavailable, "nobody leads the session's shard at present",
+                    std::to_string(shard.value)};
+        return {ErrorCode::misdirected, "another node leads the session's shard", std::to_string(shard.value)};
+    }
 };
 
 }  // namespace mainstay

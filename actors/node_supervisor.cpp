@@ -14,6 +14,7 @@
 #include "actors/timer_actor.h"
 #include "actors/tool_worker.h"
 #include "actors/user_memories.h"
+#include "runtime/store/shard_rows.h"
 
 namespace mainstay {
 namespace {
@@ -33,19 +34,21 @@ caf::actor tenant_of(caf::stateful_actor<NodeSupervisorState>* self, NodeContext
     return slot;
 }
 
-/// Sessions that a start takes up: those with an open turn, and those whose last records LMDB does not contain yet; but
-/// none whose newest record says that it is at rest, which under load is nearly all of them.
-std::deque<SessionKey> find_resumable(NodeContext& node) {
+/// Sessions that a start, or the lead of a shard, takes up: those with an open turn, and those whose last records LMDB
+/// does not contain yet; but none whose newest record says that it is at rest, which under load is nearly all of them.
+std::deque<SessionKey> find_resumable(NodeContext& node, std::optional<ShardId> shard) {
     std::deque<SessionKey> found;
     const auto resting = node.store.resting_in_tail();
     std::unordered_set<SessionKey> seen(resting.begin(), resting.end());
     auto add = [&](const SessionKey& key) {
+        if (shard && node.shard_of(key) != *shard) return;
         if (seen.insert(key).second) found.push_back(key);
     };
-    auto scanned = node.store.scan(Table::open, {}, {}, SIZE_MAX, [&](std::string_view key, std::string_view) {
-        if (const auto session = parse_session_row_key(key)) add(*session);
-        return true;
-    });
+    auto scanned = node.store.scan(Table::open, shard ? shard_prefix(*shard) : std::string(), {}, SIZE_MAX,
+                                   [&](std::string_view key, std::string_view) {
+                                       if (const auto session = parse_session_row_key(key)) add(*session);
+                                       return true;
+                                   });
     if (!scanned.ok()) spdlog::error("index of open turns: {}", scanned.error().message);
     for (const auto& key : node.store.sessions_in_tail()) add(key);
     return found;
@@ -82,9 +85,21 @@ caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, No
         },
         [](caf::get_atom) { return caf::ok_atom::value; },
         [self, node](resume_atom) {
-            self->state.to_resume = find_resumable(*node);
+            // In a cluster each shard is taken up when it is led.
+            if (!node->shards) self->state.to_resume = find_resumable(*node, std::nullopt);
             if (!self->state.to_resume.empty()) spdlog::info("taking up {} sessions", self->state.to_resume.size());
             resume_some(self, node);
+        },
+        [self, node](const ShardLed& led) {
+            for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, led);
+            self->send(node->user_memories, led);
+            const auto found = find_resumable(*node, led.shard);
+            self->state.to_resume.insert(self->state.to_resume.end(), found.begin(), found.end());
+            resume_some(self, node);
+        },
+        [self, node](const ShardLost& lost) {
+            for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, lost);
+            self->send(node->user_memories, lost);
         },
         [self, node](listen_atom) {
             --self->state.resuming;

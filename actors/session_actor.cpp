@@ -18,6 +18,7 @@ class CommitMessage final : public AckTarget {
     void acknowledged(Sequence durable, Sequence committed) override {
         caf::anon_send(session_, Committed{durable, committed});
     }
+    void refused() override { caf::anon_send(session_, lost_atom::value); }
 
   private:
     caf::actor session_;
@@ -59,6 +60,14 @@ SessionActor::~SessionActor() {
 void SessionActor::activate() {
     last_active_ = node_.clock.now_ms();
     node_.metrics.session_activated();
+    // Before anything is read: who leads in a later epoch may go on from there, and this actor must not.
+    const ShardId shard = node_.shard_of(key_);
+    const auto place = node_.place_of(shard);
+    led_in_ = place.epoch;
+    if (place.where != ShardPlace::Where::here) {
+        broken_ = node_.elsewhere(place, shard);
+        return;
+    }
     auto image = node_.store.load(key_);
     if (!image.ok()) {
         broken_ = image.error();
@@ -149,6 +158,13 @@ void SessionActor::sleep_if_idle(TimeMs now) {
     self_->send(supervisor_, sleep_atom::value, key_);
 }
 
+void SessionActor::lost() {
+    const ShardId shard = node_.shard_of(key_);
+    watch_.fail_all(node_.elsewhere(node_.place_of(shard), shard));
+    node_.metrics.session_passivated();
+    rest();
+}
+
 // --- commands
 // -------------------------------------------------------------------------------------------------------------
 
@@ -176,6 +192,7 @@ void SessionActor::append(const EventBatch& batch, Sequence first_sequence) {
     append.turn = batch.turn;
     append.payload = encode(batch);
     append.target = ack_target_;
+    append.led_in = led_in_;
     append.at_rest = session_->at_rest();
     append.deletes = session_->deleted();
     if (append.deletes) node_.models.session_deleted(key_);
@@ -541,6 +558,10 @@ caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeC
             } else {
                 self->send(caf::actor_cast<caf::actor>(self->current_sender()), stay_atom::value, key);
             }
+        },
+        [self, actor](lost_atom) {
+            actor->lost();
+            self->quit(caf::exit_reason::user_shutdown);
         },
         [self, actor](drain_atom) {
             actor->rest();

@@ -43,6 +43,8 @@ class SessionActor {
     /// The supervisor holds new messages back: true if the actor goes, false if it has work.
     bool go_to_sleep();
     void rest();
+    /// Another node leads the session's shard: nothing that is held leaves any more.
+    void lost();
 
   private:
     struct ModelInFlight {
@@ -124,6 +126,7 @@ class SessionActor {
     caf::actor supervisor_;
     std::unique_ptr<Session> session_;
     std::optional<Error> broken_;
+    Epoch led_in_;  // in which the session's shard is led while this actor lives
     HistoryReader history_;
     OutputGate gate_;
     TurnWatch watch_;

@@ -49,6 +49,9 @@ void refuse_crowded(const EnvelopePtr& envelope) {
 void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
     auto& state = self->state;
     const auto& key = envelope->key;
+    // The router has looked as well, but the shard may have been lost on the way from there.
+    if (const auto place = node->place_of(node->shard_of(key)); place.where != ShardPlace::Where::here)
+        return refuse(envelope->ask, NodeContext::elsewhere(place, node->shard_of(key)));
     if (state.quarantined.contains(key)) {
         refuse(envelope->ask,
                {ErrorCode::session_quarantined, "the session crashed again and again and is set aside", {}});
@@ -108,6 +111,13 @@ void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
     const SessionKey key = found->second;
     std::vector<EnvelopePtr> held;
     const bool evicted = forget(self, key, held);
+    // It was told that another node leads it: no crash, and what waits is asked again.
+    if (down.reason == caf::exit_reason::user_shutdown) {
+        const ShardId shard = node->shard_of(key);
+        for (const auto& envelope : held) refuse(envelope->ask, NodeContext::elsewhere(node->place_of(shard), shard));
+        if (evicted) eviction_ended(self, node, true);
+        return;
+    }
     const TimeMs now = node->clock.now_ms();
     if (state.crashes[key].failed(now) == RestartVerdict::restart) {
         spdlog::error("session {} crashed and is started again", to_text(key.session));
@@ -123,6 +133,24 @@ void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
     }
     for (const auto& envelope : held) forward(self, node, envelope);
     if (evicted) eviction_ended(self, node, true);
+}
+
+/// Sessions of a shard that is led elsewhere, or anew: they go at once, and what waited for them is asked again by who
+/// asked.
+void drop_shard(Self self, NodeContext* node, ShardId shard) {
+    auto& state = self->state;
+    std::vector<SessionKey> dropped;
+    for (const auto& [key, child] : state.children)
+        if (node->shard_of(key) == shard) dropped.push_back(key);
+    const Error error = NodeContext::elsewhere(node->place_of(shard), shard);
+    for (const auto& key : dropped) {
+        std::vector<EnvelopePtr> held;
+        const auto actor = state.children.at(key).actor;
+        const bool evicted = forget(self, key, held);
+        self->send(actor, lost_atom::value);
+        for (const auto& envelope : held) refuse(envelope->ask, error);
+        if (evicted) eviction_ended(self, node, true);
+    }
 }
 
 RetryVerdict judge(TenantState& state, NodeContext& node, const RetryAsked& asked) {
@@ -173,6 +201,8 @@ caf::behavior tenant_supervisor(Self self, NodeContext* node, TenantId) {
             if (found == self->state.children.end()) return;
             self->send(found->second.actor, RetryDecided{judge(self->state, *node, asked)});
         },
+        [self, node](const ShardLed& led) { drop_shard(self, node, led.shard); },
+        [self, node](const ShardLost& lost) { drop_shard(self, node, lost.shard); },
         [self](drain_atom) {
             for (auto& [key, child] : self->state.children) self->send(child.actor, drain_atom::value);
             self->quit();

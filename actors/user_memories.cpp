@@ -15,6 +15,7 @@ class MemoryAck final : public AckTarget {
     void acknowledged(Sequence, Sequence committed) override {
         caf::anon_send(owner_, MemoryCommitted{key_, committed});
     }
+    void refused() override { caf::anon_send(owner_, MemoryRefused{key_}); }
 
   private:
     caf::actor owner_;
@@ -49,7 +50,17 @@ void UserMemories::run(const RunToolCall& run) {
     const auto action = plan_builtin(call.name, call.arguments);
     if (action.kind == BuiltinAction::Kind::answer) return answer(run, answered(action.text, action.is_error));
 
-    auto found = find(memory_key(call.tenant, call.principal, spec->name), call.principal, spec->name);
+    const SessionKey key = memory_key(call.tenant, call.principal, spec->name);
+    const auto place = node_.place_of(node_.shard_of(key));
+    if (place.where != ShardPlace::Where::here) {
+        if (place.where == ShardPlace::Where::there && node_.memory_elsewhere && !run.done)
+            return node_.memory_elsewhere(place, call, [session = run.session, id = call.call_id](ToolOutcome outcome) {
+                caf::anon_send(session, std::make_shared<ToolSettled>(ToolSettled{id, std::move(outcome)}));
+            });
+        const Error error = NodeContext::elsewhere(place, node_.shard_of(key));
+        return answer(run, not_run(ErrorClass::overloaded, error.code, error.message));
+    }
+    auto found = find(key, call.principal, spec->name);
     if (!found) return answer(run, not_run(ErrorClass::invalid, found.error().code, found.error().message));
     Kept& kept = **found;
     auto decided = kept.memory.decide(action, call.idempotency_key, spec->bytes_max);
@@ -61,9 +72,12 @@ void UserMemories::run(const RunToolCall& run) {
         kept.memory.apply(std::move(*decided.change));
         append(kept, call, spec->name, removed);
     }
+    kept.held.push_back(std::make_shared<const RunToolCall>(run));
     kept.gate.hold(Sequence{kept.memory.revision()},
-                   [this, run, outcome = answered(std::move(decided.output), decided.is_error)]() mutable {
-                       answer(run, std::move(outcome));
+                   [this, &kept, outcome = answered(std::move(decided.output), decided.is_error)]() mutable {
+                       const auto held = std::move(kept.held.front());
+                       kept.held.pop_front();
+                       answer(*held, std::move(outcome));
                    });
     forget_oldest();
 }
@@ -76,15 +90,32 @@ void UserMemories::committed(const MemoryCommitted& acknowledged) {
     forget_oldest();
 }
 
+void UserMemories::drop(const SessionKey& key) {
+    const auto found = by_key_.find(key);
+    if (found == by_key_.end()) return;
+    for (const auto& held : found->second->held)
+        answer(*held, not_run(ErrorClass::overloaded, ErrorCode::misdirected, "the memory is led by another node now"));
+    kept_.erase(found->second);
+    by_key_.erase(found);
+}
+
+void UserMemories::drop_shard(ShardId shard) {
+    std::vector<SessionKey> dropped;
+    for (const auto& kept : kept_)
+        if (node_.shard_of(kept.key) == shard) dropped.push_back(kept.key);
+    for (const auto& key : dropped) drop(key);
+}
+
 Result<UserMemories::Kept*> UserMemories::find(const SessionKey& key, const std::string& user,
                                                const std::string& name) {
     if (const auto known = by_key_.find(key); known != by_key_.end()) {
         kept_.splice(kept_.begin(), kept_, known->second);
         return &kept_.front();
     }
+    const Epoch led_in = node_.place_of(node_.shard_of(key)).epoch;  // before it is read
     auto memory = read(key, user, name);
     if (!memory) return memory.error();
-    kept_.push_front({key, std::move(*memory), {}, nullptr});
+    kept_.push_front({key, std::move(*memory), {}, nullptr, led_in, {}});
     Kept& kept = kept_.front();
     kept.gate.start_at(Sequence{kept.memory.revision()});
     kept.target = std::make_shared<MemoryAck>(caf::actor_cast<caf::actor>(self_), key);
@@ -114,6 +145,7 @@ void UserMemories::append(Kept& kept, const ToolCall& call, const std::string& n
     append.payload = encode_entity({std::string(entity_kind), name, revision, kept.memory.to_body(),
                                     node_.clock.now_ms(), call.principal, removed});
     append.target = kept.target;
+    append.led_in = kept.led_in;
     append.companions = static_cast<uint32_t>(node_.sessions_busy.load(std::memory_order_relaxed));
     crash_point("memory.before_append");
     node_.store.append(std::move(append));
@@ -131,6 +163,7 @@ void UserMemories::forget_oldest() {
 }
 
 void UserMemories::answer(const RunToolCall& run, ToolOutcome outcome) {
+    if (run.done) return run.done(std::move(outcome));
     self_->send(run.session, std::make_shared<ToolSettled>(ToolSettled{run.call.call_id, std::move(outcome)}));
 }
 
@@ -139,6 +172,9 @@ caf::behavior user_memories(caf::stateful_actor<UserMemoriesHolder>* self, NodeC
     return {
         [self](const RunToolCallPtr& run) { self->state.memories->run(*run); },
         [self](const MemoryCommitted& acknowledged) { self->state.memories->committed(acknowledged); },
+        [self](const MemoryRefused& refused) { self->state.memories->drop(refused.key); },
+        [self](const ShardLed& led) { self->state.memories->drop_shard(led.shard); },
+        [self](const ShardLost& lost) { self->state.memories->drop_shard(lost.shard); },
         [self](drain_atom) { self->quit(); },
     };
 }

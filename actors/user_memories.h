@@ -26,6 +26,10 @@ class UserMemories {
 
     /// A call of a builtin memory tool, for the principal of its turn.
     void run(const RunToolCall& run);
+    /// The memories of a shard that is led elsewhere, or anew: calls that wait are answered as not done, and tried
+    /// again, where their idempotency keys are known if they were done after all.
+    void drop_shard(ShardId shard);
+    void drop(const SessionKey& key);
     void committed(const MemoryCommitted& acknowledged);
 
   private:
@@ -34,11 +38,12 @@ class UserMemories {
         UserMemory memory;
         OutputGate gate;
         std::shared_ptr<AckTarget> target;
+        Epoch led_in;                                        // when it was read
+        std::list<std::shared_ptr<const RunToolCall>> held;  // calls whose answers wait for the disk, in order
     };
 
     Result<Kept*> find(const SessionKey& key, const std::string& user, const std::string& name);
     Result<UserMemory> read(const SessionKey& key, const std::string& user, const std::string& name);
-    Result<ToolOutcome> change(Kept& kept, const RunToolCall& run, const std::string& name, MemoryChange change);
     void append(Kept& kept, const ToolCall& call, const std::string& name, bool removed);
     void forget_oldest();
     void answer(const RunToolCall& run, ToolOutcome outcome);
