@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "runtime/base/crash_point.h"
+#include "runtime/base/limits.h"
 
 namespace mainstay {
 namespace {
@@ -19,6 +20,22 @@ ShardChange change_of(const ShardRecord& record) {
 
 bool contains(const std::vector<ReplicaName>& all, const ReplicaName& one) {
     return std::find(all.begin(), all.end(), one) != all.end();
+}
+
+ShardChange birth(ShardId shard, Epoch epoch, const std::vector<LiveNode>& copies, uint32_t min_in_sync) {
+    ShardChange change;
+    ShardRecord& record = change.desired;
+    record.shard = shard;
+    record.epoch = epoch;
+    record.primary = copies.front().name;
+    record.incarnation = copies.front().incarnation;
+    record.min_in_sync = min_in_sync;
+    for (const auto& copy : copies) {
+        record.in_sync.push_back(copy.name);
+        record.replicas.push_back(copy.name.node);
+        change.present.push_back({copy.name.node, copy.incarnation});
+    }
+    return change;
 }
 
 ShardChange take_over(const ShardRecord& record, const LiveNode& self) {
@@ -59,15 +76,26 @@ ShardChange wish(const ShardRecord& record, std::optional<NodeUuid> target) {
     return change;
 }
 
+ShardChange assign(const ShardRecord& record, std::vector<NodeUuid> replicas) {
+    ShardChange change = change_of(record);
+    change.desired.replicas = std::move(replicas);
+    return change;
+}
+
 const char* broken_rule(const ShardRecord& before, const ShardRecord& after) {
     if (after.epoch < before.epoch) return "I1: the epoch of a record falls";
     const bool same = after.primary == before.primary && after.incarnation == before.incarnation;
     if (!same && after.epoch == before.epoch) return "I1: another primary in the same epoch";
     if (after.config_version <= before.config_version) return "a change without a version of its own";
-    if (after.in_sync.size() < after.min_in_sync) return "I7: fewer in sync than the record wants";
+    // A record may begin with fewer: one copy that others have yet to join.
+    if (after.in_sync.size() < after.min_in_sync && after.in_sync.size() < before.in_sync.size())
+        return "I7: fewer in sync than the record wants";
     if (!contains(after.in_sync, after.primary)) return "a primary that is not in sync";
     for (const auto& name : after.in_sync)
         if (std::count(after.in_sync.begin(), after.in_sync.end(), name) > 1) return "I7: a replica that counts twice";
+    for (const auto& node : after.replicas)
+        if (std::count(after.replicas.begin(), after.replicas.end(), node) > 1) return "a node that holds two copies";
+    if (after.replicas.size() > limits::replicas_max) return "more copies than a record may have";
     if (!same && !contains(before.in_sync, after.primary)) return "a primary that was not in sync";
     return nullptr;
 }

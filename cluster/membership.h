@@ -1,10 +1,10 @@
 #pragma once
 // Which changes of a shard's record may be proposed, by whom, and what binds a primary while the outcome of one is not
-// known. Pure functions over records; the numbers T2 to T6 are those of docs/CLUSTER.md.
+// known. Pure functions over records; the numbers T0 to T7 are those of docs/CLUSTER.md.
 //
 // Invariants, held by every change made here: I1 the epoch never falls, and rises with every change of primary; I7 no
-// change leaves fewer than min_in_sync replicas in sync. A change is compared with the version that its proposer knew,
-// so of two that meet one fails.
+// change takes replicas out of the in-sync set so that fewer than min_in_sync are left. A change is compared with the
+// version that its proposer knew, so of two that meet one fails.
 
 #include <cstdint>
 #include <optional>
@@ -16,6 +16,11 @@ namespace mainstay {
 
 bool contains(const std::vector<ReplicaName>& all, const ReplicaName& one);
 
+/// T0, by whoever balances, where there is no record: the first of `copies` leads, and all are in sync, because none
+/// holds anything. The other case is one copy alone, which holds what `epoch` is one above of; then min_in_sync may be
+/// more than there are, and the shard takes no writes until others have come in. Precondition: copies, each another
+/// node.
+ShardChange birth(ShardId shard, Epoch epoch, const std::vector<LiveNode>& copies, uint32_t min_in_sync);
 /// T2, by a replica in sync: it becomes the primary of the next epoch if the primary on record has no lease.
 ShardChange take_over(const ShardRecord& record, const LiveNode& self);
 /// T3, by the primary, with everything committed and nothing under way: `to` becomes the primary of the next epoch.
@@ -24,8 +29,11 @@ ShardChange hand_over(const ShardRecord& record, const LiveNode& to);
 ShardChange resize(const ShardRecord& record, std::vector<ReplicaName> in_sync, const std::vector<LiveNode>& incoming);
 /// The same record again, by the primary: once confirmed, nothing proposed on the version before can take effect.
 ShardChange confirm(const ShardRecord& record);
-/// T6, by whoever balances: a wish, no change of ownership. Nothing clears it.
+/// T6, by whoever balances: a wish, no change of ownership. Handing over clears it, and else only another wish.
 ShardChange wish(const ShardRecord& record, std::optional<NodeUuid> target);
+/// T7, by whoever balances: the nodes that are to hold a copy. Moves no data by itself: the primary brings in who is
+/// new (T5) and lets go who is no longer meant to (T4).
+ShardChange assign(const ShardRecord& record, std::vector<NodeUuid> replicas);
 
 /// Why `after` must not follow `before`; null: it may. For simulator, coordinators and audits.
 const char* broken_rule(const ShardRecord& before, const ShardRecord& after);

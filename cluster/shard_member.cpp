@@ -294,7 +294,8 @@ void ShardMember::decide_as_primary() {
     if (!decide_hand_over()) handing_over_ = false;
 }
 
-/// T4 and T5: who fails leaves, who is caught up comes in. True: a change was proposed.
+/// T4 and T5: who fails leaves, who is caught up comes in, and who is in sync but not to hold a copy any more leaves
+/// once enough others are. True: a change was proposed.
 bool ShardMember::decide_in_sync() {
     const auto& record = configurations_.record();
     std::vector<ReplicaName> keep;
@@ -307,16 +308,30 @@ bool ShardMember::decide_in_sync() {
         if (!wanted || contains(record.in_sync, node.name) || live(node.name) != &node) continue;
         if (primary_->failing(node.name, now_) || !primary_->caught_up(node.name, replica_)) continue;
         // In need, who holds everything is taken at once; else it must have behaved for a while.
-        const bool needed = shrinks && keep.size() < record.min_in_sync;
+        const bool needed = keep.size() < record.min_in_sync;
         if (!needed && (shrinks || (record.target != node.name.node && !primary_->past_probation(node.name, now_))))
             continue;
         keep.push_back(node.name);
         incoming.push_back(node);
     }
+    const bool retires = !mutant("retired_stay") && drop_retired(keep);
     if (keep.size() < record.min_in_sync || keep.size() > limits::replicas_max) return false;
-    if (!shrinks && incoming.empty()) return false;
+    if (!shrinks && !retires && incoming.empty()) return false;
     propose(resize(record, std::move(keep), incoming));
     return true;
+}
+
+/// Takes out of `keep` who is no longer to hold a copy, down to min_in_sync. The primary goes by a hand-over alone.
+bool ShardMember::drop_retired(std::vector<ReplicaName>& keep) const {
+    const auto& record = configurations_.record();
+    const size_t before = keep.size();
+    for (auto name = keep.begin(); name != keep.end();)
+        if (keep.size() > record.min_in_sync && *name != identity_.self && !assigned(name->node) &&
+            record.target != name->node)
+            name = keep.erase(name);
+        else
+            ++name;
+    return keep.size() < before;
 }
 
 /// To whom the shard should go, if it may: the node that was wished for, or any that has space where this one has none.

@@ -63,6 +63,7 @@ class ShardMember {
     void decide_change();
     void decide_as_primary();
     bool decide_in_sync();
+    bool drop_retired(std::vector<ReplicaName>& keep) const;
     bool decide_hand_over();
     void decide_take_over();
     const LiveNode* successor() const;

@@ -88,6 +88,33 @@ TEST_CASE("membership: changes of a record that are never made") {
     CHECK(broken_rule(before, before) != nullptr);
 }
 
+TEST_CASE("membership: a record begins with all its copies in sync, or with the one that holds something") {
+    const std::vector<LiveNode> copies = {{replica_name(2), 200}, {replica_name(1), 100}, {replica_name(3), 300}};
+    const auto change = birth(ShardId{7}, Epoch(1), copies, 2);
+    CHECK(change.expected_version == 0);
+    CHECK_FALSE(change.gone.has_value());
+    CHECK(change.present == std::vector<Incarnation>{
+                                {replica_name(2).node, 200}, {replica_name(1).node, 100}, {replica_name(3).node, 300}});
+    CHECK(change.desired.shard == ShardId{7});
+    CHECK(change.desired.primary == replica_name(2));
+    CHECK(change.desired.incarnation == 200);
+    CHECK(change.desired.in_sync == names({2, 1, 3}));
+    CHECK(change.desired.replicas ==
+          std::vector<NodeUuid>{replica_name(2).node, replica_name(1).node, replica_name(3).node});
+    // One copy of a shard that wants two: whatever is not about the in-sync set may change before others come in.
+    auto before = birth(ShardId{7}, Epoch(9), {copies[0]}, 2).desired;
+    before.config_version = 1;
+    auto after = assign(before, {replica_name(2).node, replica_name(1).node}).desired;
+    CHECK(after.in_sync == before.in_sync);
+    after.config_version = 2;
+    CHECK(broken_rule(before, after) == nullptr);
+    after.replicas.push_back(replica_name(1).node);
+    CHECK(broken_rule(before, after) != nullptr);
+    after.replicas.clear();
+    for (uint8_t i = 0; i <= limits::replicas_max; ++i) after.replicas.push_back(replica_name(i).node);
+    CHECK(broken_rule(before, after) != nullptr);
+}
+
 TEST_CASE("configurations: growth binds from its proposal, shrinking from its confirmation") {
     Configurations configurations;
     const auto record = record_of({1, 2});

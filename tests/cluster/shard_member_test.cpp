@@ -233,6 +233,58 @@ TEST_CASE("shard: a replica on a new disk is another replica, and takes the plac
     CHECK(cluster.nodes[1].disk.entries.size() == 2);
 }
 
+TEST_CASE("shard: who is no longer to hold a copy leaves the in-sync set, but not below what the record wants") {
+    TestCluster cluster(3);
+    cluster.begin();
+    const auto assigned = [&cluster](std::vector<size_t> nodes) {
+        std::vector<NodeUuid> replicas;
+        for (const size_t n : nodes) replicas.push_back(cluster.nodes[n].self.name.node);
+        REQUIRE(cluster.coordinator.change(assign(cluster.record(), replicas)).outcome == ChangeOutcome::ok);
+        cluster.list(0);
+    };
+    // The primary does not put itself out: it has to be told to whom the shard goes.
+    assigned({1, 2});
+    CHECK(cluster.nodes[0].changes.empty());
+    assigned({0, 1});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    CHECK(cluster.nodes[0].changes[0].change.desired.in_sync ==
+          std::vector<ReplicaName>{cluster.nodes[0].self.name, cluster.nodes[1].self.name});
+    cluster.settle(0);
+    cluster.list(0);
+    // One more would be one too few: it stays, and what is written goes to it as before.
+    assigned({0});
+    cluster.pass(300, {0, 1});
+    CHECK(cluster.nodes[0].changes.empty());
+    const uint64_t index = cluster.propose(0, "a");
+    cluster.run({0, 1});
+    CHECK(cluster.nodes[0].committed == index);
+    // The other one is wanted again, and then the first may go.
+    assigned({0, 2});
+    cluster.pass(2000, {0, 1, 2});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    cluster.settle(0);
+    CHECK(cluster.record().in_sync == std::vector<ReplicaName>{cluster.nodes[0].self.name, cluster.nodes[2].self.name});
+}
+
+TEST_CASE("shard: a copy that was alone takes no writes until another is in sync, which comes in without probation") {
+    TestCluster cluster(3);
+    auto alone = birth(ShardId{1}, Epoch(5), {cluster.nodes[0].self}, 2);
+    alone.desired.shard = ShardId();
+    alone.desired.config_version = 9;
+    alone.desired.replicas.push_back(cluster.nodes[1].self.name.node);
+    const auto nodes = cluster.coordinator.list().nodes;
+    cluster.input(0, RecordRead{alone.desired, nodes});
+    cluster.run({0, 1});
+    REQUIRE(cluster.nodes[0].member->serving() == Epoch(5));
+    const auto& out = cluster.input(0, Propose{1, text("a")});
+    REQUIRE(out.refused.size() == 1);
+    CHECK(out.refused[0].why == ProposeRefusal::under_replicated);
+    cluster.pass(300, {0, 1});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    CHECK(cluster.nodes[0].changes[0].change.desired.in_sync ==
+          std::vector<ReplicaName>{cluster.nodes[0].self.name, cluster.nodes[1].self.name});
+}
+
 TEST_CASE("shard: of two leases of one node, the process that answers comes in, and once") {
     TestCluster cluster(3);
     cluster.begin();

@@ -64,8 +64,9 @@ void print(const Counts& c) {
         "%llu, slow %llu, EIO %llu, lost %llu, unknown %llu; ambushes %llu\n",
         of(c.struck[0]), of(c.struck[1]), of(c.struck[2]), of(c.struck[3]), of(c.struck[4]), of(c.struck[5]),
         of(c.struck[6]), of(c.struck[7]), of(c.struck[8]), of(c.struck[9]), of(c.struck[10]), of(c.ambushes));
-    std::printf("take-overs %llu, hand-overs %llu, shrinks %llu, grows %llu, swaps %llu, confirmed %llu\n",
-                of(c.take_overs), of(c.hand_overs), of(c.shrinks), of(c.grows), of(c.swaps), of(c.confirms));
+    std::printf(
+        "take-overs %llu, hand-overs %llu, shrinks %llu, grows %llu, swaps %llu, retired %llu, confirmed %llu\n",
+        of(c.take_overs), of(c.hand_overs), of(c.shrinks), of(c.grows), of(c.swaps), of(c.retired), of(c.confirms));
     std::printf("unknown outcomes %llu (with effect %llu, late effect %llu), conflicts %llu\n", of(c.unknown),
                 of(c.unknown_with_effect), of(c.late_effects), of(c.conflicts));
     std::printf(
@@ -125,6 +126,7 @@ TEST_CASE("cluster: nothing acknowledged is lost, repeated or out of order in an
     CHECK(counts.shrinks >= 15'000);
     CHECK(counts.grows >= 15'000);
     CHECK(counts.swaps >= 3'500);
+    CHECK(counts.retired >= 600);
     CHECK(counts.truncations >= 3'500);
     CHECK(counts.snapshots >= 10'000);
     CHECK(counts.unknown >= 20'000);
@@ -190,7 +192,7 @@ TEST_CASE("cluster: broken rules are noticed") {
         {"shrink_before_confirmed", true},        {"proposals_do_not_bind", true},
         {"promise_outside_the_group", true},      {"read_without_round", true},
         {"swap_in_before_barrier", true},         {"damaged_entries_are_taken", true},
-        {"restart_resumes_its_epoch", true},
+        {"restart_resumes_its_epoch", true},      {"retired_stay", true},
     };
     for (const auto& [name, seen_by_clients] : mutants) {
         CAPTURE(name);

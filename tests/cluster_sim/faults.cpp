@@ -22,6 +22,7 @@ void History::client_acts(uint32_t number, uint64_t attempt) {
         if (strikes_ < options_.faults && commands_ * (options_.faults + 1) >= options_.commands * (strikes_ + 1))
             strike();
         if (commands_ == options_.commands / 2 && chance(70)) wish_for_move();
+        if (commands_ == options_.commands / 4 && chance(50)) assign_other();
         client.busy = true;
         client.first = client.attempts + 1;
         client.request = Request{};
@@ -140,6 +141,32 @@ void History::strike() {
 void History::wish_for_move() {
     const ShardRecord record = *cluster_.record(ShardId());
     cluster_.change(wish(record, nodes_[random_.below(nodes_.size())].disk.name.node));
+}
+
+/// Another node is to hold a copy in the place of one that does: with its copy in sync first, or, a harder case than
+/// placement makes, both at once.
+void History::assign_other() {
+    const ShardRecord record = *cluster_.record(ShardId());
+    auto replicas = record.replicas;
+    const auto holds = [&replicas](const NodeUuid& node) {
+        return std::find(replicas.begin(), replicas.end(), node) != replicas.end();
+    };
+    const auto& comes = nodes_[random_.below(nodes_.size())].disk.name.node;
+    const auto goes = replicas[random_.below(replicas.size())];
+    if (goes == record.primary.node || goes == comes) return;
+    if (!holds(comes)) replicas.push_back(comes);
+    if (replicas.size() > 3 || chance(30)) std::erase(replicas, goes);
+    if (replicas.size() >= record.min_in_sync) cluster_.change(assign(record, std::move(replicas)));
+}
+
+/// What placement does for a primary that is no longer to hold a copy, because it took over before it was let go.
+void History::lead_again() {
+    const ShardRecord& record = *cluster_.record(ShardId());
+    const auto& replicas = record.replicas;
+    if (record.target && record.target != record.primary.node) return;
+    if (std::find(replicas.begin(), replicas.end(), record.primary.node) != replicas.end()) return;
+    cluster_.change(wish(record, replicas[random_.below(replicas.size())]));
+    tell_watches();
 }
 
 /// A change of the in-sync set or of the primary is on its way: the moment in which a wrong rule loses something. Its

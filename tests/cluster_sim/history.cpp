@@ -283,11 +283,17 @@ void History::count_change(const ShardRecord& before, const ShardRecord& after) 
     }
     bool in = false, out = false;
     for (const auto& name : after.in_sync) in = in || !contains(before.in_sync, name);
-    for (const auto& name : before.in_sync) out = out || !contains(after.in_sync, name);
+    for (const auto& name : before.in_sync) {
+        if (contains(after.in_sync, name)) continue;
+        out = true;
+        counts_.retired +=
+            std::find(before.replicas.begin(), before.replicas.end(), name.node) == before.replicas.end();
+    }
     counts_.swaps += in && out;
     counts_.grows += in && !out;
     counts_.shrinks += out && !in;
-    counts_.confirms += before.epoch == after.epoch && !in && !out && before.target == after.target;
+    counts_.confirms += before.epoch == after.epoch && !in && !out && before.target == after.target &&
+                        before.replicas == after.replicas;
 }
 
 // --- a history ------------------------------------------------------------------------------------------------------
@@ -301,6 +307,7 @@ void History::run() {
     heal();
     const TimeMs healed = now_;
     while (!quiet()) {
+        lead_again();
         check(step_event(), "a cluster never comes to rest");
         if (now_ - healed > quiet_ms_max)
             throw Violation("without faults, the cluster does not become whole" + describe());

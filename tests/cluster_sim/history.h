@@ -42,7 +42,7 @@ constexpr size_t fault_count = 11;
 struct Counts {
     uint64_t histories = 0, commands = 0, events = 0, acknowledged = 0, repeats = 0, reads = 0, virtual_ms = 0;
     std::array<uint64_t, fault_count> struck{};
-    uint64_t take_overs = 0, hand_overs = 0, shrinks = 0, grows = 0, swaps = 0, confirms = 0;
+    uint64_t take_overs = 0, hand_overs = 0, shrinks = 0, grows = 0, swaps = 0, confirms = 0, retired = 0;
     uint64_t unknown = 0, unknown_with_effect = 0, late_effects = 0, conflicts = 0;
     uint64_t truncations = 0, snapshots = 0, fenced = 0, groups_lost = 0, leases_lost = 0, ambushes = 0;
     uint64_t dropped = 0, doubled = 0, damaged = 0, refused_full = 0;
@@ -213,6 +213,8 @@ class History {
     bool may_lose_disk() const;
     void ambush(size_t proposer, const ShardRecord& before, const ShardChange& change);
     void wish_for_move();
+    void assign_other();
+    void lead_again();
 
     // --- the end
     void heal();
