@@ -46,11 +46,13 @@ EtcdAnswer refusal(const std::string& origin, int status, const std::string& tex
     return out;
 }
 
-/// Refused for its token alone, and before anything was done: the token expired, etcd restarted, or rights changed.
+/// Refused for its token alone, and before anything was done: it expired or was taken back, or (with tokens of the kind
+/// jwt, where etcd 3.4 has two texts for it) rights have changed since.
 bool wants_new_token(const EtcdAnswer& answer) {
-    return answer.kind == EtcdAnswer::Kind::refused &&
-           (answer.code == code_unauthenticated ||
-            answer.problem.find("revision in header is old") != std::string::npos);
+    if (answer.kind != EtcdAnswer::Kind::refused) return false;
+    const auto says = [&answer](const char* text) { return answer.problem.find(text) != std::string::npos; };
+    return answer.code == code_unauthenticated || says("revision in header is old") ||
+           says("revision of auth store is old");
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 // adds is honesty about what it does not know. Keys and values: docs/formats/coordinator.md.
 //
 // Any thread; no call waits for another, so a lease is kept alive while a list is slow. One thread of its own watches,
-// from the first on_hint(). No call may be under way when the object is destroyed.
+// from the first on_hint(). No call may be under way when the object is destroyed, which may wait for the watch's own:
+// up to request_timeout_ms where etcd is silent.
 
 #include <atomic>
 #include <condition_variable>

@@ -11,6 +11,7 @@
 #include <array>
 #include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -112,35 +113,38 @@ EtcdAnswer deliver(EtcdServer& etcd, const FakeUpstream::Request& request) {
 
 const FakeAnswer swallowed{{}, FakeAnswer::End::close}, stalled{{}, FakeAnswer::End::stall};
 
-/// Hints, waited for by number.
+/// Hints, waited for by number. The callback may outlive the object.
 class Hints {
   public:
     std::function<void()> callback() {
-        return [this] {
-            const std::lock_guard lock(lock_);
-            ++count_;
-            at_ = steady_clock::now();
-            changed_.notify_all();
+        return [state = state_] {
+            const std::lock_guard lock(state->lock);
+            ++state->count;
+            state->at = steady_clock::now();
+            state->changed.notify_all();
         };
     }
     size_t count() const {
-        const std::lock_guard lock(lock_);
-        return count_;
+        const std::lock_guard lock(state_->lock);
+        return state_->count;
     }
     steady_clock::time_point at() const {
-        const std::lock_guard lock(lock_);
-        return at_;
+        const std::lock_guard lock(state_->lock);
+        return state_->at;
     }
     bool wait_more_than(size_t count) {
-        std::unique_lock lock(lock_);
-        return changed_.wait_for(lock, seconds(20), [&] { return count_ > count; });
+        std::unique_lock lock(state_->lock);
+        return state_->changed.wait_for(lock, seconds(20), [&] { return state_->count > count; });
     }
 
   private:
-    mutable std::mutex lock_;
-    std::condition_variable changed_;
-    size_t count_ = 0;
-    steady_clock::time_point at_;
+    struct State {
+        std::mutex lock;
+        std::condition_variable changed;
+        size_t count = 0;
+        steady_clock::time_point at;
+    };
+    const std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
 double milliseconds_of(steady_clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
@@ -627,16 +631,63 @@ TEST_CASE("etcd coordinator: user and password, and a token that is renewed") {
     uint64_t version = node->change(simple_change(*node, 0, 1)).config_version;
     CHECK(version > 0);
     const size_t before = hints.count();
-    etcd.restart();  // forgets all tokens
+    etcd.restart();
     const auto changed = node->change(simple_change(*node, version, 2));
     CHECK(changed.outcome == ChangeOutcome::ok);
     CHECK(changed.why == "");
     CHECK(node->keep_alive());
     CHECK(node->list()->shards.size() == 1);
     CHECK(hints.wait_more_than(before));
-    // Rights that change make every token old.
-    REQUIRE(etcd.post("/v3/auth/role/add", {{"name", "other"}}, "root", "key of the house").done());
-    CHECK(node->change(simple_change(*node, changed.config_version, 3)).outcome == ChangeOutcome::ok);
+    // A new password, though it is the same, takes all tokens of the user back.
+    uint64_t last = changed.config_version;
+    const auto renew = [&] {
+        return etcd.post("/v3/auth/user/changepw", {{"name", "root"}, {"password", settings.password}}, "root",
+                         settings.password);
+    };
+    REQUIRE(renew().done());
+    last = node->change(simple_change(*node, last, 3)).config_version;
+    CHECK(last > 0);
+    REQUIRE(renew().done());
+    CHECK(node->keep_alive());
+    REQUIRE(renew().done());
+    CHECK(node->list()->shards[0].epoch == Epoch(3));
+}
+
+TEST_CASE("etcd coordinator: a token is renewed once for a call, and for nothing but itself") {
+    FakeUpstream way;
+    auto settings = settings_of({way.url()}, fresh_cluster(), contract_node(1, 11));
+    settings.user = "node";
+    settings.password = "secret";
+    auto node = open(settings);
+    const auto token = [](const std::string& text) { return fake_answer(200, R"({"token":")" + text + R"("})"); };
+    const auto refused = [](int code, const std::string& text) {
+        return fake_answer(400, R"({"message":")" + text + R"(","code":)" + std::to_string(code) + "}");
+    };
+    const auto made = fake_answer(200, R"({"header":{"revision":"9"},"succeeded":true})");
+    way.answer(token("one"));
+    size_t asked = 1;
+    char serial = 'a';
+    for (const auto& [code, text] :
+         {std::pair{16, "etcdserver: invalid auth token"}, std::pair{3, "etcdserver: revision of auth store is old"},
+          std::pair{2, "auth: revision in header is old"}}) {
+        way.answer(refused(code, text));
+        way.answer(token(std::string("next ") + serial));
+        way.answer(made);
+        CHECK(node->change(simple_change(*node, 5, 2)).outcome == ChangeOutcome::ok);
+        asked += 3;
+        REQUIRE(way.requests().size() == asked);
+        CHECK(way.requests().back().headers.at("authorization") == std::string("next ") + serial++);
+    }
+    // Twice refused is refused, and a right that the user lacks is not a matter of tokens.
+    way.answer(refused(16, "etcdserver: invalid auth token"));
+    way.answer(token("last"));
+    way.answer(refused(16, "etcdserver: invalid auth token"));
+    CHECK(node->change(simple_change(*node, 5, 2)).outcome == ChangeOutcome::unknown);
+    way.answer(refused(7, "etcdserver: permission denied"));
+    const auto denied = node->change(simple_change(*node, 5, 2));
+    CHECK(denied.outcome == ChangeOutcome::unknown);
+    CHECK(denied.why.find("permission denied") != std::string::npos);
+    CHECK(way.requests().size() == asked + 4);
 }
 
 TEST_CASE("etcd coordinator: a large cluster in one answer or in pages of one moment") {
