@@ -24,6 +24,8 @@ class ShardDirectory {
   public:
     virtual ~ShardDirectory() = default;
     virtual uint16_t shard_count() const = 0;
+    /// Whether the coordinator was ever read.
+    virtual bool known() const { return true; }
     /// Any thread; takes no lock that anything waits under.
     virtual ShardPlace find(ShardId shard) const = 0;
     /// Calls `changed` once, on any thread, when find() may say something else about any shard; at once if it may

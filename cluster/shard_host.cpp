@@ -28,8 +28,8 @@ TimeMs steady_ms() {
 
 }  // namespace
 
-ShardHost::ShardHost(ShardHostConfig config, ShardLog& log, ClusterCoordinator& coordinator, ShardHostEvents& events)
-    : config_(std::move(config)), log_(log), coordinator_(coordinator), events_(events) {
+ShardHost::ShardHost(ShardHostConfig config, ShardLog& log, ShardHostEvents& events)
+    : config_(std::move(config)), log_(log), events_(events) {
     auto found = log_.recovered_shards();
     INVARIANT(found.size() == config_.meta.shards, "a store has the cluster's shards");
     members_.resize(found.size());
@@ -45,9 +45,10 @@ ShardHost::ShardHost(ShardHostConfig config, ShardLog& log, ClusterCoordinator& 
 
 ShardHost::~ShardHost() { stop(); }
 
-void ShardHost::start() {
+void ShardHost::start(ClusterCoordinator& coordinator) {
+    coordinator_ = &coordinator;
     log_.start_shards(*this);
-    coordinator_.on_hint([this] { look(); });
+    coordinator_->on_hint([this] { look(); });
     host_ = std::thread([this] { run(); });
     lease_ = std::thread([this] { keep_lease(); });
     talker_ = std::thread([this] { talk_to_coordinator(); });
@@ -65,6 +66,7 @@ void ShardHost::stop() {
     }
     for (std::thread* thread : {&host_, &lease_, &talker_, &reader_})
         if (thread->joinable()) thread->join();
+    log_.stop_shards();
 }
 
 // --- into the inbox -------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ void ShardHost::run() {
         take(taken);
         taken = {};
         if (steady_clock::now() >= tick_at) {
-            for (uint16_t number = 0; number < members_.size(); ++number) step(ShardId{number}, Tick{});
+            for (uint16_t number = 0; number < members_.size(); ++number) step(ShardId{number}, ShardTick{});
             tick_at = std::max(tick_at + beat, steady_clock::now());
         }
         flush_sends();
@@ -218,7 +220,7 @@ void ShardHost::perform(ShardId shard) {
     }
     if (!out.changes.empty() || out.list) {
         std::lock_guard lock(work_mutex_);
-        for (auto& change : out.changes) work_.push_back({shard, change.request, std::move(change.change), {}});
+        for (auto& change : out.changes) work_.push_back({shard, change.request, std::move(change.change), {}, {}});
         list_wanted_ = list_wanted_ || out.list;
         work_waits_.notify_one();
     }
@@ -323,7 +325,7 @@ void ShardHost::keep_lease() {
     ::pthread_setname_np(::pthread_self(), "lease");
     bool joined = false, told = false;
     while (true) {
-        const auto kept = joined ? coordinator_.keep_alive() : coordinator_.join();
+        const auto kept = joined ? coordinator_->keep_alive() : coordinator_->join();
         if (kept) {
             if (!joined) look();
             joined = true;
@@ -350,7 +352,13 @@ void ShardHost::look() {
 void ShardHost::change(ShardChange change, std::function<void(const ChangeAnswer&)> done) {
     std::lock_guard lock(work_mutex_);
     const ShardId shard = change.desired.shard;
-    work_.push_back({shard, 0, std::move(change), std::move(done)});
+    work_.push_back({shard, 0, std::move(change), std::move(done), {}});
+    work_waits_.notify_one();
+}
+
+void ShardHost::ask(std::function<void(ClusterCoordinator&)> question) {
+    std::lock_guard lock(work_mutex_);
+    work_.push_back({{}, 0, {}, {}, std::move(question)});
     work_waits_.notify_one();
 }
 
@@ -377,7 +385,11 @@ void ShardHost::talk_to_coordinator() {
             if (look_now) list_wanted_ = false;
         }
         for (auto& one : work) {
-            const ChangeAnswer answer = coordinator_.change(one.change);
+            if (one.question) {
+                one.question(*coordinator_);
+                continue;
+            }
+            const ChangeAnswer answer = coordinator_->change(one.change);
             if (one.request > 0)
                 post([&](Inbox& inbox) { inbox.settled.push_back({one.shard, one.request, answer}); });
             else if (one.done)
@@ -391,7 +403,7 @@ void ShardHost::talk_to_coordinator() {
 }
 
 bool ShardHost::list() {
-    auto listed = coordinator_.list();
+    auto listed = coordinator_->list();
     if (!listed) return false;
     auto shared = std::make_shared<const ClusterView>(std::move(*listed));
     {

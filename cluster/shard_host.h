@@ -61,11 +61,12 @@ struct ShardSight {
 
 class ShardHost final : public ShardDirectory, public ShardLogEvents {
   public:
-    /// `log` and `coordinator` outlive it.
-    ShardHost(ShardHostConfig config, ShardLog& log, ClusterCoordinator& coordinator, ShardHostEvents& events);
+    /// `log` and `events` outlive it.
+    ShardHost(ShardHostConfig config, ShardLog& log, ShardHostEvents& events);
     ~ShardHost() override;
 
-    void start();
+    /// `coordinator` outlives the host's threads.
+    void start(ClusterCoordinator& coordinator);
     /// Asks somebody else to lead what this node leads; true once nothing is led here, false after `patience_ms`.
     bool hand_over_all(uint32_t patience_ms);
     /// Ends all threads. Nothing that was proposed is told any more.
@@ -82,7 +83,9 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     // --- from links: any thread, never blocks
     void receive(std::vector<ReplicationMessage> messages);
 
-    /// Runs on the thread that changes records; the answer as the coordinator gave it.
+    /// Runs on the thread that talks to the coordinator, where it may block.
+    void ask(std::function<void(ClusterCoordinator&)> question);
+    /// Likewise; the answer as the coordinator gave it.
     void change(ShardChange change, std::function<void(const ChangeAnswer&)> done);
     /// The coordinator is read soon.
     void look();
@@ -93,6 +96,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
 
     // --- ShardDirectory
     uint16_t shard_count() const override { return config_.meta.shards; }
+    bool known() const override { return view() != nullptr; }
     ShardPlace find(ShardId shard) const override;
     void when_changed(uint64_t seen, std::function<void()> changed) override;
     uint64_t version() const override { return version_.load(std::memory_order_acquire); }
@@ -150,6 +154,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         uint64_t request = 0;  // of the member; 0: somebody else's
         ShardChange change;
         std::function<void(const ChangeAnswer&)> done;
+        std::function<void(ClusterCoordinator&)> question;  // instead of a change
     };
 
     void run();
@@ -170,7 +175,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
 
     const ShardHostConfig config_;
     ShardLog& log_;
-    ClusterCoordinator& coordinator_;
+    ClusterCoordinator* coordinator_ = nullptr;
     ShardHostEvents& events_;
     std::vector<Member> members_;                                // host thread
     ShardOutputs outputs_;                                       // host thread

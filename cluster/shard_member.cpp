@@ -262,7 +262,7 @@ void ShardMember::take(const BeginRead& input) {
         primary_->begin_read(input);
 }
 
-void ShardMember::take(const Tick&) {
+void ShardMember::take(const ShardTick&) {
     if (primary_ && now_ - ticked_ > settings_.replica_timeout_ms / 2) primary_->forgive(now_);
     ticked_ = now_;
     if (now_ - listed_ >= settings_.list_interval_ms) out_->list = true;

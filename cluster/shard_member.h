@@ -49,7 +49,7 @@ class ShardMember {
     void take(const BeginRead& input);
     void take(const StateApplied& input);
     void take(const SnapshotData& input);
-    void take(const Tick& input);
+    void take(const ShardTick& input);
 
     void deliver(const ReplicationMessage& message);
     void merge(ReplicaOutputs& from, const ReplicaName& answer_to);

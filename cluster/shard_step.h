@@ -73,10 +73,10 @@ struct SnapshotData {
     std::shared_ptr<const std::string> bytes;
 };
 /// Time has passed. At least every heartbeat_ms.
-struct Tick {};
+struct ShardTick {};
 
 using ShardInput = std::variant<RecordRead, ChangeSettled, ReplicationMessage, GroupSynced, SpaceChanged, Propose,
-                                BeginRead, StateApplied, SnapshotData, Tick>;
+                                BeginRead, StateApplied, SnapshotData, ShardTick>;
 
 // --- out ------------------------------------------------------------------------------------------------------------
 

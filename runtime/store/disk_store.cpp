@@ -191,9 +191,11 @@ Result<void> DiskStore::read_meta(const std::string& format, size_t& segment_byt
                 place + (replicated() ? " is of a node that is alone; `mainstay cluster adopt` takes it into a cluster"
                                       : " belongs to a cluster"),
                 ""};
-    if (replicated() && ((*cluster)->size() != config_.cluster->size() ||
-                         std::memcmp((*cluster)->data(), config_.cluster->data(), config_.cluster->size()) != 0))
+    if (!replicated()) return {};
+    const StoreUuid& wanted = *config_.cluster;
+    if ((*cluster)->size() < wanted.size() || std::memcmp((*cluster)->data(), wanted.data(), wanted.size()) != 0)
         return {ErrorCode::conflict, place + " belongs to another cluster", ""};
+    if ((*cluster)->size() >= wanted.size() + 8) adopted_in_ = Epoch{u64_of((*cluster)->substr(wanted.size(), 8))};
     return {};
 }
 

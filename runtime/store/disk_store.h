@@ -82,6 +82,7 @@ class DiskStore final : public Store, public ShardLog {
     // Of a replicated store; append() is for the others.
     std::vector<DurableShard> recovered_shards() override;
     void start_shards(ShardLogEvents& events) override;
+    void stop_shards() override;
     void write_group(ShardId shard, WriteGroup group) override;
     void apply_entries(ShardId shard, uint64_t index) override;
     Result<std::unique_ptr<ShardSnapshot>> snapshot(ShardId shard) override;
@@ -89,6 +90,8 @@ class DiskStore final : public Store, public ShardLog {
     /// What a store that was alone has becomes a cluster's first copy: each shard at its index, in `epoch`. Everything
     /// appended must be applied (flush()), and the store be closed afterwards.
     Result<void> adopt(const StoreUuid& cluster, Epoch epoch);
+    /// The epoch in which it was adopted; nothing where it was made for the cluster.
+    std::optional<Epoch> adopted_in() const { return adopted_in_; }
 
     const LmdbState& state() const { return *state_; }
     /// True once nothing that was deleted before the call is in any file (tests wait for it).
@@ -134,6 +137,9 @@ class DiskStore final : public Store, public ShardLog {
     void add_shard_rows(const TailGeneration& generation, std::vector<RowOp>& rows,
                         std::vector<ShardAt>& reached) const;
     void shards_reached(const std::vector<ShardAt>& reached);
+    using Tickets = std::vector<std::pair<ShardId, uint64_t>>;
+    void tell_synced(const Tickets& tickets);
+    void tell_applied(const Tickets& indexes);
     void install_pending();
     void install(Install& install);
 
@@ -179,9 +185,12 @@ class DiskStore final : public Store, public ShardLog {
     HeldEntries held_{0};
     std::vector<ShardState> shards_;
     std::deque<Install> installs_;
+    std::optional<Epoch> adopted_in_;
     uint64_t held_end_lsn_ = 0;  // of the journal, as durable
     uint64_t handed_count_ = 0;  // records given to the tail
     std::atomic<bool> installs_wait_{false};
+
+    std::mutex events_mutex_;  // held while somebody is told; taken after none of the others
     ShardLogEvents* events_ = nullptr;
 
     std::thread applier_;

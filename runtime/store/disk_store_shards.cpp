@@ -105,8 +105,25 @@ std::vector<DurableShard> DiskStore::recovered_shards() {
 }
 
 void DiskStore::start_shards(ShardLogEvents& events) {
-    std::lock_guard lock(shards_mutex_);
+    std::lock_guard lock(events_mutex_);
     events_ = &events;
+}
+
+void DiskStore::stop_shards() {
+    std::lock_guard lock(events_mutex_);
+    events_ = nullptr;
+}
+
+void DiskStore::tell_synced(const Tickets& tickets) {
+    if (tickets.empty()) return;
+    std::lock_guard lock(events_mutex_);
+    if (events_) events_->groups_synced(tickets);
+}
+
+void DiskStore::tell_applied(const Tickets& indexes) {
+    if (indexes.empty()) return;
+    std::lock_guard lock(events_mutex_);
+    if (events_) events_->state_applied(indexes);
 }
 
 // --- writing --------------------------------------------------------------------------------------------------------
@@ -150,11 +167,9 @@ void DiskStore::journal_group(ShardId shard, WriteGroup group) {
 
 /// The journal's writer.
 void DiskStore::group_durable(DurableGroup& group) {
-    std::vector<std::pair<ShardId, uint64_t>> tickets;
-    ShardLogEvents* events = nullptr;
+    Tickets tickets;
     {
         std::lock_guard lock(shards_mutex_);
-        events = events_;
         for (const auto& record : group.records) {
             const RecordHeader& header = record.header;
             ShardState& state = shards_[header.shard.value];
@@ -178,7 +193,7 @@ void DiskStore::group_durable(DurableGroup& group) {
         close_held();
     }
     wake_applier();
-    if (events && !tickets.empty()) events->groups_synced(tickets);
+    tell_synced(tickets);
 }
 
 /// A recovery may begin where the oldest entry lies that is not in the state and may still be wanted.
@@ -236,11 +251,9 @@ void DiskStore::add_shard_rows(const TailGeneration& generation, std::vector<Row
 }
 
 void DiskStore::shards_reached(const std::vector<ShardAt>& reached) {
-    std::vector<std::pair<ShardId, uint64_t>> told;
-    ShardLogEvents* events = nullptr;
+    Tickets told;
     {
         std::lock_guard lock(shards_mutex_);
-        events = events_;
         for (const auto& [shard, base, promised] : reached) {
             ShardState& state = shards_[shard.value];
             if (base.index > state.base.index) told.emplace_back(shard, base.index);
@@ -249,7 +262,7 @@ void DiskStore::shards_reached(const std::vector<ShardAt>& reached) {
             if (state.promised == promised) state.dirty = false;
         }
     }
-    if (events && !told.empty()) events->state_applied(told);
+    tell_applied(told);
 }
 
 // --- snapshots ------------------------------------------------------------------------------------------------------
@@ -330,10 +343,8 @@ void DiskStore::install(Install& install) {
     if (auto applied = state_->apply(ops); !applied) return die("installing a snapshot: " + applied.error().message);
     crash_point("state.after_install");
 
-    ShardLogEvents* events = nullptr;
     {
         std::lock_guard lock(shards_mutex_);
-        events = events_;
         ShardState& state = shards_[install.shard.value];
         state.base = install.at;
         state.handed.clear();
@@ -344,9 +355,8 @@ void DiskStore::install(Install& install) {
             journal_group(install.shard, std::move(next));
         }
     }
-    if (!events) return;
-    events->state_applied({{install.shard, install.at.index}});
-    events->groups_synced({{install.shard, install.ticket}});
+    tell_applied({{install.shard, install.at.index}});
+    tell_synced({{install.shard, install.ticket}});
 }
 
 // --- from one node to a cluster -------------------------------------------------------------------------------------
@@ -355,8 +365,9 @@ Result<void> DiskStore::adopt(const StoreUuid& cluster, Epoch epoch) {
     if (replicated()) return {ErrorCode::conflict, config_.directory.string() + " belongs to a cluster", ""};
     if (!tail_.empty()) return {ErrorCode::conflict, "not everything is applied", ""};
     std::vector<RowOp> rows;
-    rows.push_back(
-        {Table::meta, meta_cluster, std::string(reinterpret_cast<const char*>(cluster.data()), cluster.size()), false});
+    std::string row(reinterpret_cast<const char*>(cluster.data()), cluster.size());
+    row.append(reinterpret_cast<const char*>(&epoch.value), sizeof epoch.value);
+    rows.push_back({Table::meta, meta_cluster, std::move(row), false});
     for (size_t number = 0; number < shard_indexes_.size(); ++number) {
         const LogPosition base{shard_indexes_[number], epoch, 0};
         rows.push_back(

@@ -100,6 +100,8 @@ class ShardLog {
     /// What the start found, by shard; once, before start_shards().
     virtual std::vector<DurableShard> recovered_shards() = 0;
     virtual void start_shards(ShardLogEvents& events) = 0;
+    /// Nothing is told any more when this returns.
+    virtual void stop_shards() = 0;
 
     /// Any thread, never blocks. Groups of a shard become durable in their order.
     virtual void write_group(ShardId shard, WriteGroup group) = 0;

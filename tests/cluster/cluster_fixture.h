@@ -161,7 +161,7 @@ struct TestCluster {
             coordinator.advance(now);
             for (const size_t n : among) {
                 coordinator.keep_alive({nodes[n].self.name.node, nodes[n].self.incarnation});
-                input(n, Tick{});
+                input(n, ShardTick{});
             }
             run(among);
         }

@@ -147,7 +147,7 @@ class World {
             std::lock_guard lock(nodes_mutex);
             nodes[number] = std::move(node);
         }
-        started.host->start();
+        started.host->start(*started.coordinator);
     }
     /// As SIGKILL would: no hand-over, no last word to the coordinator.
     void kill(uint8_t number) {
@@ -269,7 +269,7 @@ HostNode::HostNode(World& world, uint8_t number_, const std::filesystem::path& p
         world.send(me, to, std::move(messages));
     };
     store = std::make_unique<ReplicatedStore>(*disk, shard_count);
-    host = std::make_unique<ShardHost>(std::move(host_config), *disk, *coordinator, *this);
+    host = std::make_unique<ShardHost>(std::move(host_config), *disk, *this);
     store->attach(*host);
 }
 

@@ -147,7 +147,7 @@ void History::perform(Event& event) {
             node.keep_alive_at = now_ + lease_ms_ / 3;
             send(n, coordinator, node.life, AskList{true});
         }
-        return input(n, Tick{});
+        return input(n, ShardTick{});
     }
     if (auto* read = std::get_if<ListRead>(&event.work)) {
         if (read->expired) {

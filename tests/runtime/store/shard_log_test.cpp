@@ -93,17 +93,17 @@ class Node {
         write(shard, std::move(group));
     }
     LogPosition& last_of(ShardId shard) {
-        const auto known = last.find(shard.value);
-        if (known != last.end()) return known->second;
+        const auto known = ends.find(shard.value);
+        if (known != ends.end()) return known->second;
         const auto& at = found[shard.value];
-        return last[shard.value] = at.entries.empty() ? at.base : position_of(at.entries.back());
+        return ends[shard.value] = at.entries.empty() ? at.base : position_of(at.entries.back());
     }
 
     static inline uint64_t lives = 0;
     std::unique_ptr<DiskStore> store;
     std::vector<DurableShard> found;
     Told told;
-    std::map<uint16_t, LogPosition> last;
+    std::map<uint16_t, LogPosition> ends;
     std::map<uint16_t, uint64_t> tickets;
 };
 
@@ -339,6 +339,7 @@ TEST_CASE("shard log: a directory is a cluster's or a node's alone, and one beco
         Node node(dir, fold);
         CHECK(node.found[shard.value].base == LogPosition{2, Epoch{7}, 0});
         CHECK(node.found[shard.value].promised == Epoch{7});
+        CHECK(node.store->adopted_in() == Epoch{7});
         CHECK(node.store->read_turn(key, TurnNo{2})->value() == "again");
         node.begin(shard, Epoch{8});
         node.add(shard, Epoch{8}, events(key, 3, "Tin a cluster"));
