@@ -174,7 +174,14 @@ TEST_CASE("link: a frame that does not hold ends its connection, is counted, and
          }},
         {"a ping of a call", [](auto frame) { frame.setCall(1); }},
         {"a request of no call", [](auto frame) { frame.initRequest().setKind(1); }},
-        {"a chunk too large", [&](auto frame) { put(frame.initReplication(unsigned(large.size())), large); }},
+        {"a chunk too large",
+         [&](auto frame) {
+             frame.setCall(1);
+             auto request = frame.initRequest();
+             request.setKind(1);
+             request.setTotal(uint32_t(large.size()));
+             put(request.initBytes(unsigned(large.size())), large);
+         }},
         {"a message too large", [&](auto frame) { put(frame.initReplication(4), "\xff\xff\xff\x7f"); }},
         {"an empty message", [&](auto frame) { put(frame.initReplication(4), std::string(4, '\0')); }},
         {"no message", [&](auto frame) { put(frame.initReplication(104), std::string("\x64\0\0\0", 4) + noise(100)); }},
