@@ -1,6 +1,6 @@
 #pragma once
-// Finds the supervisor of a session's tenant on the owner of its shard. On one node the owner is always this node; the
-// hop to a peer will be decided here and nowhere else.
+// Finds the supervisor of a session's tenant. What belongs to a shard that another node leads, or nobody, is refused
+// here, with the shard's number as the error's param; where it goes then is the door's business (gateway/hop.h).
 
 #include <caf/event_based_actor.hpp>
 #include <caf/stateful_actor.hpp>

@@ -29,15 +29,20 @@ Result<std::vector<SessionInfo>> list(NodeContext& node, const ListSessions& ask
     const size_t limit = std::clamp<size_t>(ask.limit, 1, limits::list_page_max + 1);
     std::string from;
     if (ask.after) from = session_row_key({ask.principal.tenant, *ask.after}, node.options.shard_count) + '\0';
+    // Of this tenant, and led here: copies of what other nodes lead may be behind.
+    const auto listed = [&](const SessionKey& key) {
+        return key.tenant == ask.principal.tenant &&
+               (node.shards == nullptr || node.shards->find(node.shard_of(key)).where == ShardPlace::Where::here);
+    };
     std::vector<std::pair<std::string, SessionKey>> keys;
     auto scanned = node.store.scan(Table::head, {}, from, SIZE_MAX, [&](std::string_view row_key, std::string_view) {
         const auto key = parse_session_row_key(row_key);
-        if (key && key->tenant == ask.principal.tenant) keys.emplace_back(row_key, *key);
+        if (key && listed(*key)) keys.emplace_back(row_key, *key);
         return keys.size() < limit * 2;  // tombstones fall out below
     });
     if (!scanned.ok()) return scanned.error();
     for (const auto& key : node.store.sessions_in_tail()) {
-        if (key.tenant != ask.principal.tenant) continue;
+        if (!listed(key)) continue;
         auto row_key = session_row_key(key, node.options.shard_count);
         if (row_key >= from) keys.emplace_back(std::move(row_key), key);
     }

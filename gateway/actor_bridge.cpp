@@ -14,17 +14,22 @@ namespace mainstay {
 namespace {
 
 constexpr TimeMs key_window_ms = limits::idempotency_key_lifetime_ms;
+constexpr int request_key_tries = 32;  // who leads a tenth of all misses with every one in 3 of 100
 
 /// An entity's acknowledgement: the catalogue learns of an agent only when it is committed.
 class EntityCommitted final : public AckTarget {
   public:
-    explicit EntityCommitted(std::function<void()> then) : then_(std::move(then)) {}
+    /// `then` is told whether it is committed; where it is not, it may be so all the same.
+    explicit EntityCommitted(std::function<void(bool)> then) : then_(std::move(then)) {}
     void acknowledged(Sequence, Sequence) override {
-        if (auto then = std::exchange(then_, nullptr)) then();
+        if (auto then = std::exchange(then_, nullptr)) then(true);
+    }
+    void refused() override {
+        if (auto then = std::exchange(then_, nullptr)) then(false);
     }
 
   private:
-    std::function<void()> then_;
+    std::function<void(bool)> then_;
 };
 
 }  // namespace
@@ -41,9 +46,28 @@ void ActorBridge::send(const SessionKey& key, Ask ask) {
 // --- turns
 // ----------------------------------------------------------------------------------------------------------------
 
+bool ActorBridge::is_here(const SessionKey& key) const {
+    return node_.place_of(node_.shard_of(key)).where == ShardPlace::Where::here;
+}
+
+/// The key is the id of the session that it makes, so nothing has to be looked up to find that again.
+std::string ActorBridge::make_request_key(const Principal& principal) {
+    SessionId id;
+    for (int tries = 0; tries < request_key_tries; ++tries) {
+        id = make_session_id(node_.random, node_.clock.now_ms());
+        if (is_here({principal.tenant, id})) break;
+    }
+    return std::string(request_key_prefix) + to_text(id);
+}
+
 /// A key without a conversation must find the session that it made the first time, on any node and after any restart:
 /// the id follows from the key and the day. A retry may come after midnight, so yesterday's id is looked at first.
+///
+/// In a cluster both days' ids are of one shard, and only its leader looks: what another node finds in its store may be
+/// old, and there its router refuses the request anyway. Keys that a door made are ids already; no client has such.
 SessionId ActorBridge::keyed_session(const Principal& principal, const std::string& key) const {
+    if (node_.shards != nullptr && key.starts_with(request_key_prefix))
+        if (const auto made = parse_session_id(std::string_view(key).substr(request_key_prefix.size()))) return *made;
     auto of_window = [&](TimeMs window) {
         const auto scope =
             "session:" + std::to_string(principal.tenant.value) + ":" + principal.name + ":" + std::to_string(window);
@@ -54,11 +78,23 @@ SessionId ActorBridge::keyed_session(const Principal& principal, const std::stri
         std::memcpy(&id.low, first.data() + 8, 8);
         std::memcpy(&family, second.data(), 8);
         // Within the day's range of family ids, so that these sessions too are neighbours of their contemporaries.
-        id.family = FamilyId{((window * key_window_ms) << 22) + family % (key_window_ms << 22)};
+        const uint64_t begin = (window * key_window_ms) << 22, size = key_window_ms << 22;
+        id.family = FamilyId{begin + family % size};
+        if (node_.shards == nullptr) return id;
+        // The next family of the shard that the key alone decides: one in shard_count is.
+        const uint32_t shards = node_.options.shard_count;
+        const auto of_key = key_hash("shard:" + std::to_string(principal.tenant.value) + ":" + principal.name, key);
+        uint64_t wanted;
+        std::memcpy(&wanted, of_key.data(), 8);
+        for (uint64_t step = 0; step < 64ull * shards; ++step) {
+            id.family = FamilyId{begin + (family + step) % size};
+            if (shard_of(principal.tenant, id.family, node_.options.shard_count).value == wanted % shards) break;
+        }
         return id;
     };
     const TimeMs now = node_.clock.now_ms();
     const SessionKey before{principal.tenant, of_window(now / key_window_ms - 1)};
+    if (node_.shards != nullptr && !is_here(before)) return of_window(now / key_window_ms);
     const auto hash = key_hash(principal.name, key);
     auto row = node_.store.read_row(Table::key, key_row_key(before, hash, node_.options.shard_count));
     if (row.ok() && *row && !key_row_expired(**row, now)) return before.session;
@@ -230,14 +266,23 @@ void ActorBridge::apply_agent(const Principal& principal, std::string text, bool
     const auto before = node_.catalogue.agent(agent->name);
     Applied applied{agent, !before || before->version != agent->version, difference(before.get(), *agent)};
     if (dry_run || !applied.changed) return done(std::move(applied));
+    // An entity is a record of its tenant's shard, and only the leader writes there.
+    const ShardId shard = node_.shard_of(SessionKey{principal.tenant, {}});
+    const auto place = node_.place_of(shard);
+    if (place.where != ShardPlace::Where::here) return done(NodeContext::elsewhere(place, shard));
     if (auto admitted = node_.store.admit(agent->canonical_json.size()); !admitted.ok()) return done(admitted.error());
     Append append;
     append.kind = RecordKind::entity;
     append.session.tenant = principal.tenant;
     append.event_count = 1;
     append.payload = encode_agent_entity(*agent, node_.clock.now_ms(), principal.name);
+    append.led_in = place.epoch;
     append.target = std::make_shared<EntityCommitted>(
-        [this, agent, applied = std::move(applied), done = std::move(done)]() mutable {
+        [this, agent, applied = std::move(applied), done = std::move(done)](bool committed) mutable {
+            if (!committed)
+                return done(Error{ErrorCode::internal,
+                                  "the node was relieved of its shard; whether the agent is applied is not known",
+                                  {}});
             node_.catalogue.apply(agent);
             done(std::move(applied));
         });

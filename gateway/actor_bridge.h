@@ -19,6 +19,7 @@ class ActorBridge final : public Bridge {
     ActorBridge(caf::actor_system& system, NodeContext& node);
     ~ActorBridge() override;
 
+    std::string make_request_key(const Principal& principal) override;
     void create_turn(TurnRequest request, Callback<TurnAnswer> done) override;
     uint64_t stream_turn(TurnRequest request, StreamCallback on_event) override;
     void unsubscribe(uint64_t subscription) override;
@@ -56,6 +57,7 @@ class ActorBridge final : public Bridge {
     /// Fills everything in but the reply; an Error where the request cannot be routed.
     Result<SessionKey> route(TurnRequest& request, SubmitTurn& submit);
     SessionId keyed_session(const Principal& principal, const std::string& key) const;
+    bool is_here(const SessionKey& key) const;
 
     NodeContext& node_;
     caf::actor inspector_;  // scans of many sessions, on a thread of its own

@@ -12,9 +12,16 @@
 
 namespace mainstay {
 
+/// What a door's own keys begin with; behind it stands the session that a request under it makes.
+constexpr std::string_view request_key_prefix = "mainstay-";
+
 class Bridge {
   public:
     virtual ~Bridge() = default;
+
+    /// In a cluster: a new idempotency key for a request without one. Used without a conversation it makes its session
+    /// on a shard that this node leads, if there is one.
+    virtual std::string make_request_key(const Principal& principal) = 0;
 
     // Turns.
     virtual void create_turn(TurnRequest request, Callback<TurnAnswer> done) = 0;

@@ -1,5 +1,7 @@
 #include "gateway/error_table.h"
 
+#include <charconv>
+
 #include "gateway/json_writer.h"
 
 namespace mainstay {
@@ -22,12 +24,23 @@ void append_error(std::string& out, ErrorCode code, std::string_view message, st
 /// Seconds. A queue drains within one; a disk is not emptied that fast.
 std::string_view retry_after(ErrorCode code) { return code == ErrorCode::storage_full ? "30" : "1"; }
 
+/// Who sends a request on wants to know which shard it is of (gateway/hop.h).
+std::optional<ShardId> shard_of(ErrorCode code, std::string_view param) {
+    if (code != ErrorCode::misdirected && code != ErrorCode::shard_unavailable) return std::nullopt;
+    uint16_t shard = 0;
+    const auto [end, ec] = std::from_chars(param.data(), param.data() + param.size(), shard);
+    if (param.empty() || ec != std::errc() || end != param.data() + param.size()) return std::nullopt;
+    return ShardId{shard};
+}
+
 }  // namespace
 
 Answer error_answer(ErrorCode code, std::string_view message, std::string_view param) {
     const auto& info = error_info(code);
     Answer answer;
     answer.status = info.http_status;
+    answer.error = code;
+    answer.shard = shard_of(code, param);
     answer.body.reserve(160 + message.size());
     answer.body += "{\"error\":";
     append_error(answer.body, code, message, param);

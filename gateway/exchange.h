@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -32,6 +33,8 @@ struct Answer {
     std::string_view content_type = "application/json";  // static text
     std::string headers;                                 // further lines, each with its \r\n
     std::string body;
+    std::optional<ErrorCode> error;  // that it tells, if it is one
+    std::optional<ShardId> shard;    // with misdirected and shard_unavailable: which one
 };
 
 /// The body of a text/event-stream. Called on the door's thread only.

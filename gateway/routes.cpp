@@ -82,6 +82,15 @@ size_t Routes::dispatch(const HttpRequest& request, const Reply& reply) const {
     return other_label();
 }
 
+size_t Routes::answer(const HttpRequest& request, const Reply& reply) const {
+    try {
+        return dispatch(request, reply);
+    } catch (const std::exception&) {
+        reply.send(error_answer(ErrorCode::internal, "The request could not be handled."));
+        return other_label();
+    }
+}
+
 std::vector<std::string> Routes::labels() const {
     std::vector<std::string> out;
     for (const auto& route : routes_) out.push_back(route.pattern);

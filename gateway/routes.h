@@ -29,6 +29,8 @@ class Routes {
 
     /// Answers 404 and 405 itself. Gives the index of the label under which the request counts.
     size_t dispatch(const HttpRequest& request, const Reply& reply) const;
+    /// The same, and the one place where a foreign exception (bad_alloc, a library) becomes an answer.
+    size_t answer(const HttpRequest& request, const Reply& reply) const;
 
     /// Labels for metrics: the patterns, then "other".
     std::vector<std::string> labels() const;

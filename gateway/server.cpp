@@ -18,6 +18,8 @@
 #include "gateway/api.h"
 #include "gateway/auth.h"
 #include "gateway/error_table.h"
+#include "gateway/hop.h"
+#include "gateway/hop_server.h"
 #include "gateway/http_reader.h"
 #include "gateway/metrics.h"
 #include "gateway/routes.h"
@@ -109,6 +111,8 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
         request_id_base_ = random.next();
     }
 
+    /// Once, when there is a shared_ptr to it.
+    void open_mailbox(Bridge& bridge, prometheus::Registry& registry);
     Result<void> start();
     void run();
     void stop();
@@ -124,6 +128,8 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
     Authenticator authenticator;
     DoorMetrics metrics;
     std::shared_ptr<Mailbox> mailbox;
+    std::unique_ptr<Hops> hops;  // null: the node is alone
+    std::shared_ptr<HopServer> hop_server;
     bool loopback = true, draining = false;
     std::string date_line;
     std::atomic<uint16_t> port{0};
@@ -135,6 +141,7 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
     void update_date();
     void rest(uint64_t now);
     void begin_drain();
+    bool idle() const { return connections_.empty() && (!hop_server || hop_server->idle()); }
     void end_if_idle();
 
     std::optional<Tcp::acceptor> acceptor_;
@@ -221,6 +228,7 @@ class Connection final : public AnswerPort, public std::enable_shared_from_this<
     uint64_t serial_ = 0, deadline_ = 0;
     std::optional<Answer> answer_;
     std::shared_ptr<StreamBody> stream_;
+    std::shared_ptr<Hop> hop_;
     Principal principal_;
     size_t route_ = 0;
     bool read_pending_ = false, write_pending_ = false, end_of_input_ = false, broken_ = false, timed_out_ = false;
@@ -340,13 +348,10 @@ void Connection::fill(const HttpHeader& header, std::string_view body, HttpReque
 }
 
 void Connection::dispatch(const HttpRequest& request) {
-    const Reply reply(shared_from_this(), serial_, core_->mailbox);
-    // The one place where a foreign exception (bad_alloc, a library) becomes an answer.
-    try {
-        route_ = core_->api.routes().dispatch(request, reply);
-    } catch (const std::exception&) {
-        reply.send(error_answer(ErrorCode::internal, "The request could not be handled."));
-    }
+    if (core_->hops)
+        hop_ = core_->hops->begin(request, shared_from_this(), serial_, route_);
+    else
+        route_ = core_->api.routes().answer(request, Reply(shared_from_this(), serial_, core_->mailbox));
 }
 
 // --- answers --------------------------------------------------------------------------------------------------------
@@ -556,6 +561,7 @@ Detached Connection::serve(std::shared_ptr<Connection> self) {
             c.stream_->closed();
             c.stream_.reset();
         }
+        if (const auto hop = std::exchange(c.hop_, nullptr)) hop->abandon();
         ++c.serial_;  // what still comes for this request comes too late
         core.metrics.in_flight(-1);
         const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
@@ -621,11 +627,18 @@ Result<void> Door::Core::start() {
                 "listen"};
     }
     port = acceptor_->local_endpoint(ec).port();
+    return {};
+}
+
+void Door::Core::open_mailbox(Bridge& bridge, prometheus::Registry& registry) {
     // The io_context outlives every push: the mailbox's owner is this core, and each task holds a part of it.
     mailbox = std::make_shared<Mailbox>([weak = weak_from_this()] {
         if (auto core = weak.lock()) asio::post(core->io, [raw = core.get()] { raw->mailbox->drain(); });
     });
-    return {};
+    if (config.shards == nullptr || config.hop_caller == nullptr) return;
+    hops = std::make_unique<Hops>(HopTimes{config.hop_wait_ms, config.hop_back_off_ms}, *config.shards,
+                                  *config.hop_caller, bridge, api.routes(), mailbox, registry);
+    hop_server = std::make_shared<HopServer>(api.routes(), mailbox, registry);
 }
 
 void Door::Core::run() {
@@ -634,6 +647,7 @@ void Door::Core::run() {
     tick();
     io.run();
     mailbox->close();
+    if (hop_server) hop_server->abort();
 }
 
 void Door::Core::stop() {
@@ -699,7 +713,11 @@ void Door::Core::tick() {
             if (!connections_.contains(connection)) continue;
             cut ? connection->abort() : connection->tick(now);
         }
-        if (!(draining && connections_.empty())) tick();
+        if (hops) {
+            hops->tick();
+            cut ? hop_server->abort() : hop_server->tick();
+        }
+        if (!(draining && idle())) tick();
     });
 }
 
@@ -744,7 +762,7 @@ void Door::Core::begin_drain() {
 
 void Door::Core::end_if_idle() {
     // Without connections, listener and timer nothing is left to do, and run() returns.
-    if (draining && connections_.empty()) tick_timer_.cancel();
+    if (draining && idle()) tick_timer_.cancel();
 }
 
 void Door::Core::append_request_id(std::string& out) {
@@ -772,11 +790,14 @@ bool Door::Core::host_allowed(std::string_view host) const {
 }
 
 Door::Door(DoorConfig config, Bridge& bridge, prometheus::Registry& registry)
-    : core_(std::make_shared<Core>(std::move(config), bridge, registry)) {}
+    : core_(std::make_shared<Core>(std::move(config), bridge, registry)) {
+    core_->open_mailbox(bridge, registry);
+}
 Door::~Door() = default;
 Result<void> Door::start() { return core_->start(); }
 void Door::run() { core_->run(); }
 void Door::stop() { core_->stop(); }
 uint16_t Door::port() const { return core_->port; }
+const std::shared_ptr<HopServer>& Door::hop_server() const { return core_->hop_server; }
 
 }  // namespace mainstay

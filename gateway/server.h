@@ -19,6 +19,10 @@
 
 namespace mainstay {
 
+class HopCaller;
+class HopServer;
+class ShardDirectory;
+
 struct DoorConfig {
     std::string host = "127.0.0.1";  // address, or localhost
     uint16_t port = 0;               // 0: any free one
@@ -34,6 +38,12 @@ struct DoorConfig {
     uint32_t sse_comment_interval_ms = limits::sse_comment_interval_ms;
     uint32_t drain_ms = 30'000;  // how long stop() waits for requests in flight
     uint32_t tick_ms = 100;      // deadlines are late by at most this
+    /// Of a node that is not alone: where requests belong, and how they get there (gateway/hop.h). Both or neither;
+    /// they outlive the door.
+    ShardDirectory* shards = nullptr;
+    HopCaller* hop_caller = nullptr;
+    uint32_t hop_wait_ms = limits::hop_wait_ms;
+    uint32_t hop_back_off_ms = 50;  // between the first looks for an owner; doubled up to forty times that
 };
 
 class Door {
@@ -54,6 +64,9 @@ class Door {
     void stop();
     /// The port that is listened on; 0 before start().
     uint16_t port() const;
+    /// Where calls of other doors end; takes them from construction on, answers them while the door runs. Null: the
+    /// node is alone.
+    const std::shared_ptr<HopServer>& hop_server() const;
 
     class Core;  // the implementation, named here for its connections
 

@@ -67,7 +67,8 @@ class FakeBridge : public Bridge {
   public:
     std::function<void(TurnRequest, Callback<TurnAnswer>)> on_create;
     std::function<void(TurnRequest, StreamCallback)> on_stream;
-    std::string reason;  // not_ready_because
+    std::function<std::optional<Error>()> refuses;  // asked for all that belongs to a shard; set before requests
+    std::string reason;                             // not_ready_because
     std::vector<AgentPtr> agents;
     std::vector<ModelPtr> models;
     std::vector<ModelInfo> workers;  // set before the first request; after it on the worker thread
@@ -121,12 +122,17 @@ class FakeBridge : public Bridge {
         return answer;
     }
 
+    std::string make_request_key(const Principal&) override {
+        std::lock_guard lock(mutex_);
+        return std::string(request_key_prefix) + to_text(make_session_id(random_, 1'700'000'000'000));
+    }
     void create_turn(TurnRequest request, Callback<TurnAnswer> done) override {
         run([this, request = std::move(request), done = std::move(done)]() mutable {
             {
                 std::lock_guard lock(mutex_);
                 last_request_ = request;
             }
+            if (refused(done)) return;
             if (on_create) {
                 on_create(std::move(request), std::move(done));
                 return;
@@ -141,6 +147,8 @@ class FakeBridge : public Bridge {
     }
     uint64_t stream_turn(TurnRequest request, StreamCallback on_event) override {
         run([this, request = std::move(request), on_event = std::move(on_event)]() mutable {
+            if (refuses)
+                if (auto error = refuses()) return on_event(StreamFailed{*error});
             if (on_stream) {
                 on_stream(std::move(request), std::move(on_event));
                 return;
@@ -165,6 +173,7 @@ class FakeBridge : public Bridge {
     }
     void read_turn(const Principal&, const ResponseId& id, Callback<TurnAnswer> done) override {
         run([this, id, done = std::move(done)] {
+            if (refused(done)) return;
             std::unique_lock lock(mutex_);
             const auto found = turns_.find(id);
             if (found == turns_.end()) {
@@ -184,6 +193,7 @@ class FakeBridge : public Bridge {
     void create_session(const Principal&, std::string metadata, std::vector<ItemPtr> items, std::string, uint64_t,
                         Callback<SessionInfo> done) override {
         run([this, metadata = std::move(metadata), items = std::move(items), done = std::move(done)]() mutable {
+            if (refused(done)) return;
             std::unique_lock lock(mutex_);
             SessionInfo info;
             info.id = make_session_id(random_, 1'700'000'000'000);
@@ -238,6 +248,7 @@ class FakeBridge : public Bridge {
     }
     void read_item(const Principal&, const SessionId& id, const ItemId& item, Callback<ItemEntry> done) override {
         run([this, id, item, done = std::move(done)] {
+            if (refused(done)) return;
             std::unique_lock lock(mutex_);
             for (const auto& entry : items_[id]) {
                 if (entry.id != item) continue;
@@ -280,6 +291,7 @@ class FakeBridge : public Bridge {
     std::vector<ModelPtr> list_models(const Principal&) override { return models; }
     void apply_agent(const Principal&, std::string text, bool is_toml, bool dry_run, Callback<Applied> done) override {
         run([this, text = std::move(text), is_toml, dry_run, done = std::move(done)] {
+            if (refused(done)) return;
             done(Applied{agents.front(), !dry_run, (is_toml ? "toml: " : "json: ") + text});
         });
     }
@@ -308,9 +320,16 @@ class FakeBridge : public Bridge {
         for (const auto& item : items)
             items_[id].push_back({{id, TurnNo{1}, static_cast<uint16_t>(items_[id].size())}, item});
     }
+    template <class T>
+    bool refused(const Callback<T>& done) {
+        const auto error = refuses ? refuses() : std::nullopt;
+        if (error) done(*error);
+        return error.has_value();
+    }
     template <class T, class Function>
     void with_session(const SessionId& id, Callback<T> done, Function function) {
         run([this, id, done = std::move(done), function = std::move(function)] {
+            if (refused(done)) return;
             std::unique_lock lock(mutex_);
             const auto found = sessions_.find(id);
             if (found == sessions_.end()) {
