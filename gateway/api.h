@@ -9,9 +9,12 @@
 
 namespace mainstay {
 
+class ClusterAdmin;
+
 class Api {
   public:
-    explicit Api(Bridge& bridge);
+    /// `cluster` null: the node is alone. Both outlive it.
+    explicit Api(Bridge& bridge, ClusterAdmin* cluster = nullptr);
     ~Api();
     Api(const Api&) = delete;
     Api& operator=(const Api&) = delete;

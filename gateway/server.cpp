@@ -104,7 +104,7 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
   public:
     Core(DoorConfig given, Bridge& bridge, prometheus::Registry& registry)
         : config(std::move(given)),
-          api(bridge),
+          api(bridge, config.cluster),
           authenticator(config.admin_key),
           metrics(registry, api.routes().labels()) {
         SecureRandom random;

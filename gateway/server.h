@@ -19,6 +19,7 @@
 
 namespace mainstay {
 
+class ClusterAdmin;
 class HopCaller;
 class HopServer;
 class ShardDirectory;
@@ -44,6 +45,8 @@ struct DoorConfig {
     HopCaller* hop_caller = nullptr;
     uint32_t hop_wait_ms = limits::hop_wait_ms;
     uint32_t hop_back_off_ms = 50;  // between the first looks for an owner; doubled up to forty times that
+    /// What operators ask of the cluster (gateway/cluster.h); outlives the door. Null: the node is alone.
+    ClusterAdmin* cluster = nullptr;
 };
 
 class Door {
