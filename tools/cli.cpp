@@ -13,11 +13,13 @@ struct Words {
     CliAddressOptions address;
     std::string output = "table";
     uint32_t timeout_seconds = 60;
-    std::string name, call, file, as, result, shell;
+    std::string name, call, file, as, result, shell, to, directory, out, node, cluster;
     ChatOptions chat;
     size_t limit = 100;
     uint64_t after = 0;
-    bool dry_run = false, yes = false, undo = false;
+    bool dry_run = false, yes = false, undo = false, problems = false, accept_loss = false;
+    size_t decisions = 50;
+    bool json() const { return output == "json"; }
 };
 
 using Command = std::function<void(CliContext&)>;
@@ -30,6 +32,9 @@ class Tree {
         add_agents();
         add_sessions();
         add_workers();
+        add_cluster();
+        add_nodes();
+        add_shards();
         add_others();
         app_.require_subcommand(1);
     }
@@ -114,6 +119,74 @@ class Tree {
         drain->add_option("name", words_.name, "MODEL/INDEX")->required();
         drain->add_flag("--undo", words_.undo, "let it work again");
     }
+    /// A command that needs no daemon.
+    CLI::App* offline(CLI::App* parent, const char* name, const char* help, std::function<void(CliStreams&)> command) {
+        auto* sub = parent->add_subcommand(name, help);
+        sub->callback([this, command = std::move(command)] { local = command; });
+        return sub;
+    }
+    void add_cluster() {
+        auto* cluster = app_.add_subcommand("cluster", "the cluster: status, decisions; init, join, adopt offline")
+                            ->require_subcommand(1);
+        cluster->fallthrough();
+        leaf(cluster, "status", "who is there, and what is wrong", [](CliContext& c) { show_cluster(c); });
+        auto* decisions = leaf(cluster, "decisions", "what this node's placement did, and why",
+                               [this](CliContext& c) { list_decisions(c, words_.name, words_.decisions); });
+        decisions->add_option("--shard", words_.name, "only of this one");
+        decisions->add_option("--limit", words_.decisions, "at most so many")
+            ->check(CLI::Range(1, 100))
+            ->capture_default_str();
+        offline(cluster, "init", "make a new cluster's id and CA",
+                [this](CliStreams& s) { init_cluster(s, words_.directory, words_.json()); })
+            ->add_option("directory", words_.directory, "where to")
+            ->required();
+        auto* join = offline(cluster, "join", "make a node's certificate", [this](CliStreams& s) {
+            join_cluster(s, words_.directory, words_.out, words_.node, words_.json());
+        });
+        join->add_option("directory", words_.directory, "that `cluster init` made")->required();
+        join->add_option("--out", words_.out, "what the node is to have")->required();
+        join->add_option("--node", words_.node, "uuid of the node (else a new one)");
+        offline(cluster, "adopt", "make the data directory (--data) of a node that was alone a cluster's first copy",
+                [this](CliStreams& s) { adopt(s, words_.address.data, words_.cluster, words_.json()); })
+            ->add_option("--cluster", words_.cluster, "directory with cluster.id")
+            ->required();
+    }
+    void add_nodes() {
+        auto* node = app_.add_subcommand("node", "nodes of the cluster: list, show, drain, undrain")
+                         ->alias("nodes")
+                         ->require_subcommand(1);
+        node->fallthrough();
+        leaf(node, "list", "all that live or hold something", [](CliContext& c) { list_nodes(c); });
+        const auto one = [&](const char* name, const char* help, Command command) {
+            leaf(node, name, help, std::move(command))
+                ->add_option("node", words_.name, "uuid, or 4 characters or more of its beginning")
+                ->required();
+        };
+        one("show", "one node", [this](CliContext& c) { show_node(c, words_.name); });
+        one("drain", "move everything off it", [this](CliContext& c) { drain_node(c, words_.name, true); });
+        one("undrain", "let it take part again", [this](CliContext& c) { drain_node(c, words_.name, false); });
+    }
+    void add_shards() {
+        auto* shard = app_.add_subcommand("shard", "shards of the cluster: list, show, move, force-lead")
+                          ->alias("shards")
+                          ->require_subcommand(1);
+        shard->fallthrough();
+        leaf(shard, "list", "who leads and who holds each", [this](CliContext& c) {
+            list_shards(c, words_.problems);
+        })->add_flag("--problems", words_.problems, "only those with one");
+        const auto one = [&](const char* name, const char* help, Command command) {
+            auto* sub = leaf(shard, name, help, std::move(command));
+            sub->add_option("shard", words_.name, "its number")->required();
+            return sub;
+        };
+        one("show", "one shard, and why it is where it is", [this](CliContext& c) { show_shard(c, words_.name); });
+        one("move", "let another node lead it", [this](CliContext& c) { move_shard(c, words_.name, words_.to); })
+            ->add_option("--to", words_.to, "the node")
+            ->required();
+        one("force-lead", "the last resort: this node's copy alone goes on, whatever others hold",
+            [this](CliContext& c) { force_lead(c, words_.name, words_.accept_loss); })
+            ->add_flag("--accept-loss", words_.accept_loss, "what is not in this copy is lost, and that is known");
+    }
     void add_others() {
         auto* talk = leaf(&app_, "chat", "talk to an agent", [this](CliContext& c) { chat(c, words_.chat); });
         talk->add_option("agent", words_.chat.agent, "agent or model")->required();
@@ -159,7 +232,7 @@ int run_cli(const std::vector<std::string>& given, const CliEnvironment& environ
         words.address.environment_url = environment.url;
         words.address.environment_key = environment.key;
         CliClient client(find_address(words.address), words.timeout_seconds * 1000);
-        CliContext context{client, streams, words.output == "json"};
+        CliContext context{client, streams, words.json()};
         tree.chosen(context);
         return 0;
     } catch (const CliFailure& failure) {

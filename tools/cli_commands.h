@@ -47,6 +47,24 @@ void show_worker(CliContext& context, const std::string& name);
 void drain_worker(CliContext& context, const std::string& name, bool undo);
 void show_status(CliContext& context);
 
+void show_cluster(CliContext& context);
+/// `shard` empty: of all.
+void list_decisions(CliContext& context, const std::string& shard, size_t limit);
+void list_nodes(CliContext& context);
+void show_node(CliContext& context, const std::string& name);
+void drain_node(CliContext& context, const std::string& name, bool on);
+void list_shards(CliContext& context, bool problems_only);
+void show_shard(CliContext& context, const std::string& name);
+void move_shard(CliContext& context, const std::string& name, const std::string& to);
+/// Without accept_loss it only says what would be lost, and fails.
+void force_lead(CliContext& context, const std::string& name, bool accept_loss);
+// Without a daemon.
+void init_cluster(CliStreams& streams, const std::string& directory, bool as_json);
+/// `name` empty: a new uuid.
+void join_cluster(CliStreams& streams, const std::string& directory, const std::string& out, const std::string& name,
+                  bool as_json);
+void adopt(CliStreams& streams, const std::string& data, const std::string& cluster, bool as_json);
+
 struct ChatOptions {
     std::string agent, conversation, message;
 };
