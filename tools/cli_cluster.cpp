@@ -224,9 +224,9 @@ void force_lead(CliContext& context, const std::string& name, bool accept_loss) 
 void init_cluster(CliStreams& streams, const std::string& directory, bool as_json) {
     const auto cluster = make_cluster(directory);
     if (!cluster) fail(cluster.error());
+    streams.error << "ca.key can make any node: keep it where you make certificates, and on no node\n";
     if (as_json) return print_json(streams.out, json::object{{"cluster", to_text(*cluster)}, {"directory", directory}});
     print_fields(streams.out, {{"cluster", to_text(*cluster)}, {"directory", printable(directory, false)}});
-    streams.error << "ca.key can make any node: keep it where you make certificates, and on no node\n";
 }
 
 void join_cluster(CliStreams& streams, const std::string& directory, const std::string& out, const std::string& name,
@@ -250,6 +250,9 @@ void join_cluster(CliStreams& streams, const std::string& directory, const std::
 void adopt(CliStreams& streams, const std::string& data, const std::string& cluster, bool as_json) {
     const auto adopted = adopt_directory(data, cluster);
     if (!adopted) fail(adopted.error());
+    streams.error
+        << "it opens only as a part of this cluster now. Start its node first and alone, with as many shards: "
+           "the cluster begins with what it has\n";
     const std::string uuid = to_text(adopted->cluster);
     if (as_json)
         return print_json(
@@ -260,9 +263,6 @@ void adopt(CliStreams& streams, const std::string& data, const std::string& clus
                                {"directory", printable(data, false)},
                                {"epoch", std::to_string(adopted->epoch.value)},
                                {"shards", std::to_string(adopted->shards)}});
-    streams.error
-        << "it opens only as a part of this cluster now. Start its node first and alone, with as many shards: "
-           "the cluster begins with what it has\n";
 }
 
 }  // namespace mainstay
