@@ -583,7 +583,7 @@ TEST_CASE("hop: a stream goes on with the next owner, without a gap or a repetit
             }
             const auto answer = client.read();
             REQUIRE(answer.status == 200);
-            Reader reader;
+            StreamReader reader;
             reader.read(answer.body);
             reader.check_closed();
             CHECK(reader.error.empty());
@@ -613,7 +613,7 @@ TEST_CASE("hop: a stream that nobody goes on with ends with the error, behind wh
     cluster.wire.cut(cluster.b.name);
     cluster.lead.set(std::nullopt);
     const auto answer = client.read();
-    Reader reader;
+    StreamReader reader;
     reader.read(answer.body);
     CHECK(reader.error == "shard_unavailable");
     // The connection goes on.

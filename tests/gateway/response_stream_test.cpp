@@ -26,7 +26,7 @@ TEST_CASE("stream: a text answer has OpenAI's events in OpenAI's order") {
                                    "response.content_part.added", "response.output_text.delta",
                                    "response.output_text.delta", "response.output_text.done",
                                    "response.content_part.done", "response.output_item.done", "response.completed"});
-    Reader reader;
+    StreamReader reader;
     reader.read(stream.out());
     reader.check_closed();
 }
@@ -52,7 +52,7 @@ TEST_CASE("stream: tools that run here and functions of the client") {
               "response.mcp_call_arguments.done", "response.mcp_call.completed", "response.output_item.done",
               "response.output_item.added", "response.function_call_arguments.delta",
               "response.function_call_arguments.done", "response.output_item.done", "response.completed"});
-    Reader reader;
+    StreamReader reader;
     reader.read(stream.out());
     reader.check_closed();
 }
@@ -73,7 +73,7 @@ TEST_CASE("stream: a step that broke ends its item with what was shown, a new it
     script.turn.items.push_back(whole);
     script.turn.status = TurnStatus::completed;
     stream.on(StreamEnded{script.now()});
-    Reader reader;
+    StreamReader reader;
     reader.read(stream.out());
     reader.check_closed();
     CHECK(str(reader.done[0].at("status")) == "incomplete");
@@ -89,7 +89,7 @@ TEST_CASE("stream: a repeated request is streamed from its record") {
     ResponseStream stream(objects);
     stream.on(StreamAccepted{script.now()});
     stream.on(StreamEnded{script.now()});
-    Reader reader;
+    StreamReader reader;
     reader.read(stream.out());
     reader.check_closed();
     CHECK(reader.deltas == 1);
@@ -106,7 +106,7 @@ TEST_CASE("stream: what was committed differs from what was shown: an error, not
     stream.on(StreamDelta{0, 1, "one"});
     stream.on(StreamItems{1, {make_message(Role::assistant, "two")}, 0, 1});
     CHECK(stream.finished());
-    Reader reader;
+    StreamReader reader;
     reader.read(stream.out());
     CHECK(reader.error == "internal");
 }
@@ -118,7 +118,7 @@ TEST_CASE("stream: the promises hold under random turns") {
         Script script;
         ResponseObject objects;
         ResponseStream stream(objects);
-        Reader reader;
+        StreamReader reader;
         const auto drain = [&] {  // a connection takes at any moment
             if (random.below(2) == 0) reader.read(std::exchange(stream.out(), {}));
         };

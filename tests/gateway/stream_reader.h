@@ -40,7 +40,7 @@ inline std::vector<SseEvent> parse_sse(std::string_view text) {
 inline std::string str(const json::value& value) { return std::string(value.as_string()); }
 
 /// Follows a stream as a client does and checks the promises on the way.
-struct Reader {
+struct StreamReader {
     std::map<int64_t, std::string> texts, arguments;  // joined deltas
     std::map<int64_t, json::value> done;
     std::map<int64_t, std::string> ids;

@@ -62,8 +62,8 @@ std::string full_turn(std::string first, std::string last, size_t piece) {
     return source.text();
 }
 
-Reader read_all(const std::string& text) {
-    Reader reader;
+StreamReader read_all(const std::string& text) {
+    StreamReader reader;
     reader.read(text);
     return reader;
 }

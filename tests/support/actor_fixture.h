@@ -435,8 +435,8 @@ text = "First you said: {first_input}"
         NodeContext node;
         caf::actor supervisor;
         explicit Process(ActorFixture& f)
-            : system(config), models(f.metrics, 1), node{*f.store_, f.catalogue, models, f.tools, f.clock, f.random,
-                                                         f.metrics, f.options_,  {},     {},      {},      {}} {}
+            : system(config), models(f.metrics, 1), node{*f.store_, f.catalogue, models,    f.tools,
+                                                         f.clock,   f.random,    f.metrics, f.options_} {}
     };
 
     const NodeOptions options_;
