@@ -41,6 +41,43 @@ TEST_CASE("a repeated key returns the recorded turn without a second batch") {
     CHECK(batches_in_store(node) == before);
 }
 
+TEST_CASE("a repeated key waits for the turn that runs, also for one that a dead process left") {
+    ActorFixture node;
+    const auto key = node.new_session();
+    const AskTurn ask{"hello", "plain", "order-1"};
+    node.hold_models();
+    const auto first = node.submit(key, ask);
+    node.settle();
+    CHECK_FALSE(first->answered());
+    SUBCASE("the same process") {
+        const auto again = node.submit(key, ask);
+        node.settle();
+        CHECK_FALSE(again->answered());
+        node.release_models();
+        node.settle();
+        CHECK(said(first->value()) == "You said: hello");
+        CHECK_FALSE(first->value().repeated);
+        CHECK(said(again->value()) == "You said: hello");
+        CHECK(again->value().repeated);
+        CHECK(again->value().turn->no == first->value().turn->no);
+    }
+    SUBCASE("the next process") {
+        node.release_models();
+        node.kill_and_restart();
+        node.hold_models();
+        const auto again = node.submit(key, ask);
+        Reader joined = node.stream(key, ask);
+        node.settle();
+        node.release_models();
+        node.settle();
+        CHECK(said(again->value()) == "You said: hello");
+        CHECK(again->value().turn->no == TurnNo{1});
+        CHECK(joined.shape().ends_with("e"));
+        CHECK(said(std::get<StreamEnded>(joined.events->back()).answer) == "You said: hello");
+    }
+    CHECK(node.read(key, 2)->code() == "response_not_found");
+}
+
 TEST_CASE("a key is remembered over sleep, application to the state and a kill") {
     ActorFixture node;
     const auto key = node.new_session();
