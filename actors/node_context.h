@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "actors/agent_tools.h"
+#include "actors/shard_activity.h"
 #include "cluster/shard_directory.h"
 #include "runtime/agent/catalogue.h"
 #include "runtime/base/clock.h"
@@ -49,10 +50,17 @@ struct NodeContext {
 
     /// Null: the node is alone, and every shard is here.
     const ShardDirectory* shards = nullptr;
+    ShardActivity activity{};
+    /// Whether what this node knows of a shard is still so: an answer to a read leaves when it has been confirmed.
+    /// Null: the node is alone. Any thread; `done` is called once.
+    std::function<void(ShardId, std::function<void(bool)> done)> confirm_read{};
 
     /// A call on a user's memory whose shard another node leads. Null: the node is alone. Any thread; `done` is called
     /// once.
     std::function<void(const ShardPlace&, const ToolCall&, std::function<void(ToolOutcome)> done)> memory_elsewhere{};
+
+    /// Called when this node begins to lead a shard, before its sessions are taken up. Null: the node is alone.
+    std::function<void(ShardId)> shard_led{};
 
     // Set by the node supervisor when it has spawned them.
     caf::actor tool_worker{}, timer{}, router{}, user_memories{};
@@ -60,6 +68,7 @@ struct NodeContext {
     AgentToolsCache agent_tools{};
     std::atomic<uint64_t> next_request{1};  // names model steps and tool calls in this process
     std::atomic<bool> draining{false};
+    std::atomic<bool> leaving{false};  // hands its shards over, and still answers
     std::atomic<size_t> sessions_active{0};
     std::atomic<size_t> sessions_busy{0};  // with a step in flight or an output held
     /// Set once the open turns found at start have been taken up.

@@ -93,6 +93,7 @@ caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, No
         [self, node](const ShardLed& led) {
             for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, led);
             self->send(node->user_memories, led);
+            if (node->shard_led) node->shard_led(led.shard);
             const auto found = find_resumable(*node, led.shard);
             self->state.to_resume.insert(self->state.to_resume.end(), found.begin(), found.end());
             resume_some(self, node);

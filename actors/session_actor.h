@@ -60,6 +60,7 @@ class SessionActor {
         uint64_t call_id = 0;
         TurnNo turn;
         uint32_t call = 0, attempt = 0;
+        std::shared_ptr<void> activity;  // the shard's, until the receipt is committed
     };
     struct RetryAskedFor {
         TurnNo turn;

@@ -207,7 +207,8 @@ void SessionActor::start_tool(const RunTool& tool) {
     run->call.timeout_ms = static_cast<uint32_t>(tool.timeout_ms);
     run->call.principal = turn.principal;
     run->session = caf::actor_cast<caf::actor>(self_);
-    tools_.push_back({run->call.call_id, tool.turn, tool.call, tool.attempt});
+    tools_.push_back(
+        {run->call.call_id, tool.turn, tool.call, tool.attempt, node_.activity.begin(node_.shard_of(key_))});
     crash_point("session.before_dispatch");
     self_->send(node_.tool_worker, std::move(run));
     crash_point("session.after_dispatch");
@@ -322,6 +323,7 @@ void SessionActor::tool_settled(ToolSettled& settled) {
             decide(context("system"), ToolFailed{flight.turn, flight.call, flight.attempt, lost, outcome.error_class,
                                                  outcome.code, std::move(outcome.message), outcome.duration_micros});
     }
+    if (flight.activity) gate_.hold(last(), [activity = flight.activity] {});
     if (watch_.has_stream(flight.turn)) {
         const auto turn = session_->turn(flight.turn);
         if (turn && flight.call < turn->items.size() && turn->items[flight.call]->status != ItemStatus::in_progress)

@@ -89,6 +89,7 @@ ClusterNode::ClusterNode(ClusterSettings settings, ClusterIdentity identity, Sha
               config.self = identity_.self;
               config.replication = settings_for(identity_.meta.shards);
               config.lease_ms = settings_.lease_ms;
+              config.busy = callbacks_.busy;
               config.send = [this](const NodeUuid& to, std::vector<ReplicationMessage> messages) {
                   link_->send(to, std::move(messages));
               };

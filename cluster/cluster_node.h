@@ -46,6 +46,7 @@ Result<ClusterIdentity> find_cluster(const ClusterSettings& settings, const Node
 
 struct ClusterCallbacks {
     std::function<void(ShardId)> led, lost;  // host's thread, must not block
+    std::function<bool(ShardId)> busy;       // likewise: a planned hand-over of this shard had better wait
     /// Link's thread, must not block.
     std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call;
 };

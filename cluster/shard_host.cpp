@@ -118,7 +118,12 @@ void ShardHost::run() {
         take(taken);
         taken = {};
         if (steady_clock::now() >= tick_at) {
-            for (uint16_t number = 0; number < members_.size(); ++number) step(ShardId{number}, ShardTick{});
+            for (uint16_t number = 0; number < members_.size(); ++number) {
+                const ShardId shard{number};
+                if (config_.busy) hold_or_not(shard);
+                step(shard, ShardTick{});
+                if (!members_[number].deferred.empty()) offer_deferred(shard);
+            }
             tick_at = std::max(tick_at + beat, steady_clock::now());
         }
         flush_sends();
@@ -147,8 +152,7 @@ void ShardHost::take(Inbox& inbox) {
             if (proposal.target) proposal.target->refused();
             continue;
         }
-        member.waiting.push_back({0, std::move(proposal.target), proposal.last});
-        step(proposal.shard, Propose{++tokens_, std::move(proposal.entry)});
+        offer(proposal.shard, {0, std::move(proposal.target), proposal.last, std::move(proposal.entry)});
     }
     for (auto& read : inbox.reads) {
         members_[read.shard.value].reads.emplace(++tokens_, std::move(read.done));
@@ -162,6 +166,32 @@ void ShardHost::step(ShardId shard, const ShardInput& input) {
     perform(shard);
 }
 
+void ShardHost::offer(ShardId shard, Waiting proposal) {
+    Member& member = members_[shard.value];
+    if (!member.deferred.empty()) return member.deferred.push_back(std::move(proposal));
+    member.waiting.push_back(std::move(proposal));
+    step(shard, Propose{++tokens_, member.waiting.back().entry});
+}
+
+/// The hand-over did not come about.
+void ShardHost::offer_deferred(ShardId shard) {
+    auto deferred = std::exchange(members_[shard.value].deferred, {});
+    for (auto& proposal : deferred) offer(shard, std::move(proposal));
+}
+
+void ShardHost::hold_or_not(ShardId shard) {
+    Member& member = members_[shard.value];
+    const auto& record = member.member->configurations().record();
+    const bool wished = record.target && *record.target != config_.self.name.node && member.member->serving();
+    if (!wished) member.held_since = 0;
+    bool hold = wished && config_.busy(shard);
+    if (hold && member.held_since == 0) member.held_since = now();
+    if (hold && now() - member.held_since > config_.hand_over_hold_ms) hold = false;
+    if (hold == member.held) return;
+    member.held = hold;
+    step(shard, HoldHandOver{hold});
+}
+
 /// In an order that keeps the promises: written and applied before anything is told, told before it is forgotten.
 void ShardHost::perform(ShardId shard) {
     Member& member = members_[shard.value];
@@ -170,7 +200,10 @@ void ShardHost::perform(ShardId shard) {
     for (auto& group : out.writes) log_.write_group(shard, std::move(group));
     for (auto& message : out.sends) sends_[message.to.node].push_back(std::move(message));
     if (out.applicable) log_.apply_entries(shard, *out.applicable);
-    for (const auto& proposed : out.proposed) member.waiting.back().index = proposed.index;
+    for (const auto& proposed : out.proposed) {
+        member.waiting.back().index = proposed.index;
+        member.waiting.back().entry.reset();
+    }
     for (const auto& refused : out.refused) {
         if (const auto read = member.reads.find(refused.token); read != member.reads.end()) {
             read->second(false);
@@ -180,7 +213,10 @@ void ShardHost::perform(ShardId shard) {
         // Refused in the step that proposed it: it is the newest.
         auto waiting = std::move(member.waiting.back());
         member.waiting.pop_back();
-        if (waiting.target) waiting.target->refused();
+        if (refused.why == ProposeRefusal::handing_over)
+            member.deferred.push_back(std::move(waiting));  // in a moment another node leads, or this one goes on
+        else if (waiting.target)
+            waiting.target->refused();
     }
     if (out.committed) {
         acks_.clear();
@@ -233,9 +269,11 @@ void ShardHost::perform(ShardId shard) {
 }
 
 void ShardHost::drop_waiting(Member& member) {
-    for (auto& waiting : member.waiting)
-        if (waiting.target) waiting.target->refused();
-    member.waiting.clear();
+    for (auto* proposals : {&member.waiting, &member.deferred}) {
+        for (auto& waiting : *proposals)
+            if (waiting.target) waiting.target->refused();
+        proposals->clear();
+    }
     for (auto& [token, done] : member.reads) done(false);
     member.reads.clear();
 }

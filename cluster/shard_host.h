@@ -50,6 +50,10 @@ struct ShardHostConfig {
     uint32_t lease_ms = limits::node_lease_ms;
     uint32_t list_spacing_ms = 50;  // between two reads of the coordinator, whatever hints say
     std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
+    /// Whether a hand-over by wish should wait: a tool call that must not be lost is under way. Asked on the host's
+    /// thread, at most for hand_over_hold_ms.
+    std::function<bool(ShardId)> busy{};
+    uint32_t hand_over_hold_ms = 10'000;
 };
 
 /// What a node sees of one shard.
@@ -143,10 +147,14 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         uint64_t index = 0;
         std::shared_ptr<AckTarget> target;
         Sequence last;
+        std::shared_ptr<const std::string> entry;
     };
     struct Member {
         std::unique_ptr<ShardMember> member;
-        std::deque<Waiting> waiting;                                    // proposals, by index
+        std::deque<Waiting> waiting;   // proposals, by index
+        std::deque<Waiting> deferred;  // while the shard is being handed over
+        bool held = false;             // the member was told to hold
+        TimeMs held_since = 0;
         std::unordered_map<uint64_t, std::function<void(bool)>> reads;  // by token
     };
     struct CoordinatorWork {
@@ -161,6 +169,9 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void take(Inbox& inbox);
     void step(ShardId shard, const ShardInput& input);
     void perform(ShardId shard);
+    void offer(ShardId shard, Waiting proposal);
+    void offer_deferred(ShardId shard);
+    void hold_or_not(ShardId shard);
     void drop_waiting(Member& member);
     void flush_sends();
     void place(ShardId shard);

@@ -262,6 +262,8 @@ void ShardMember::take(const BeginRead& input) {
         primary_->begin_read(input);
 }
 
+void ShardMember::take(const HoldHandOver& input) { held_ = input.hold; }
+
 void ShardMember::take(const ShardTick&) {
     if (primary_ && now_ - ticked_ > settings_.replica_timeout_ms / 2) primary_->forgive(now_);
     ticked_ = now_;
@@ -338,7 +340,7 @@ bool ShardMember::drop_retired(std::vector<ReplicaName>& keep) const {
 const LiveNode* ShardMember::successor() const {
     const auto& record = configurations_.record();
     for (const auto& name : record.in_sync) {
-        const bool wished = record.target == name.node || (!record.target && replica_.full());
+        const bool wished = (record.target == name.node && !held_) || (!record.target && replica_.full());
         if (!wished || name == identity_.self || primary_->failing(name, now_)) continue;
         if (const LiveNode* node = live(name)) return node;
     }

@@ -49,6 +49,7 @@ class ShardMember {
     void take(const BeginRead& input);
     void take(const StateApplied& input);
     void take(const SnapshotData& input);
+    void take(const HoldHandOver& input);
     void take(const ShardTick& input);
 
     void deliver(const ReplicationMessage& message);
@@ -82,6 +83,7 @@ class ShardMember {
     bool fresh_ = false;           // the record was read since the last change was settled
     bool halted_ = false;
     bool handing_over_ = false;
+    bool held_ = false;               // no hand-over by wish
     std::optional<uint64_t> change_;  // request under way
     uint64_t requests_ = 0;
     std::optional<TimeMs> take_over_at_;

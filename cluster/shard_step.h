@@ -72,11 +72,16 @@ struct SnapshotData {
     bool last = false;
     std::shared_ptr<const std::string> bytes;
 };
+/// Whether something of this shard is under way here that had better end before another node leads it: a wish to hand
+/// over waits meanwhile. A disk without space does not.
+struct HoldHandOver {
+    bool hold = false;
+};
 /// Time has passed. At least every heartbeat_ms.
 struct ShardTick {};
 
 using ShardInput = std::variant<RecordRead, ChangeSettled, ReplicationMessage, GroupSynced, SpaceChanged, Propose,
-                                BeginRead, StateApplied, SnapshotData, ShardTick>;
+                                BeginRead, StateApplied, SnapshotData, HoldHandOver, ShardTick>;
 
 // --- out ------------------------------------------------------------------------------------------------------------
 

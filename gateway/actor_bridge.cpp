@@ -43,6 +43,25 @@ void ActorBridge::send(const SessionKey& key, Ask ask) {
     caf::anon_send(node_.router, std::make_shared<Envelope>(Envelope{key, std::move(ask)}));
 }
 
+/// An answer to a read leaves when every copy in sync has confirmed, since it was made, that no other node leads: a
+/// primary that was cut off must not show what others have gone on from. Refusals of other kinds too: "there is none"
+/// is an answer.
+template <class T>
+Callback<T> ActorBridge::confirmed(const SessionId& id, const Principal& principal, Callback<T> done) const {
+    if (!node_.confirm_read) return done;
+    const ShardId shard = node_.shard_of({principal.tenant, id});
+    return [this, shard, done = std::move(done)](Result<T> result) {
+        if (!result.ok() &&
+            (result.error().code == ErrorCode::misdirected || result.error().code == ErrorCode::shard_unavailable))
+            return done(std::move(result));
+        auto kept = std::make_shared<Result<T>>(std::move(result));
+        node_.confirm_read(shard, [this, shard, done, kept](bool holds) {
+            if (holds) return done(std::move(*kept));
+            done(NodeContext::elsewhere(node_.place_of(shard), shard));
+        });
+    };
+}
+
 // --- turns
 // ----------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +194,8 @@ void ActorBridge::unsubscribe(uint64_t subscription) {
 }
 
 void ActorBridge::read_turn(const Principal& principal, const ResponseId& id, Callback<TurnAnswer> done) {
-    send({principal.tenant, id.session}, ReadTurn{id.turn, ReplyTo<TurnAnswer>(std::move(done))});
+    send({principal.tenant, id.session},
+         ReadTurn{id.turn, ReplyTo<TurnAnswer>(confirmed(id.session, principal, std::move(done)))});
 }
 
 void ActorBridge::cancel_turn(const Principal& principal, const ResponseId& id, Callback<TurnAnswer> done) {
@@ -207,7 +227,7 @@ void ActorBridge::create_session(const Principal& principal, std::string metadat
 }
 
 void ActorBridge::read_session(const Principal& principal, const SessionId& id, Callback<SessionInfo> done) {
-    send({principal.tenant, id}, ReadInfo{ReplyTo<SessionInfo>(std::move(done))});
+    send({principal.tenant, id}, ReadInfo{ReplyTo<SessionInfo>(confirmed(id, principal, std::move(done)))});
 }
 
 void ActorBridge::set_metadata(const Principal& principal, const SessionId& id, std::string metadata,
@@ -227,12 +247,13 @@ void ActorBridge::list_sessions(const Principal& principal, std::optional<Sessio
 
 void ActorBridge::list_items(const Principal& principal, const SessionId& id, ItemQuery query,
                              Callback<ItemPage> done) {
-    send({principal.tenant, id}, ListItems{std::move(query), ReplyTo<ItemPage>(std::move(done))});
+    send({principal.tenant, id},
+         ListItems{std::move(query), ReplyTo<ItemPage>(confirmed(id, principal, std::move(done)))});
 }
 
 void ActorBridge::read_item(const Principal& principal, const SessionId& id, const ItemId& item,
                             Callback<ItemEntry> done) {
-    send({principal.tenant, id}, ReadItem{item, ReplyTo<ItemEntry>(std::move(done))});
+    send({principal.tenant, id}, ReadItem{item, ReplyTo<ItemEntry>(confirmed(id, principal, std::move(done)))});
 }
 
 void ActorBridge::add_items(const Principal& principal, const SessionId& id, std::vector<ItemPtr> items,
@@ -242,7 +263,9 @@ void ActorBridge::add_items(const Principal& principal, const SessionId& id, std
 
 void ActorBridge::list_events(const Principal& principal, const SessionId& id, uint64_t after_sequence, size_t limit,
                               Callback<std::vector<EventEntry>> done) {
-    send({principal.tenant, id}, ListEvents{after_sequence, limit, ReplyTo<std::vector<EventEntry>>(std::move(done))});
+    send(
+        {principal.tenant, id},
+        ListEvents{after_sequence, limit, ReplyTo<std::vector<EventEntry>>(confirmed(id, principal, std::move(done)))});
 }
 
 void ActorBridge::resolve_unknown(const Principal& principal, const SessionId& id, const ItemId& call, Resolution how,
@@ -305,7 +328,8 @@ void ActorBridge::drain_worker(const Principal&, const std::string& model, uint3
 // -----------------------------------------------------------------------------------------------------------------
 
 std::string ActorBridge::not_ready_because() const {
-    if (node_.draining) return "draining";
+    if (node_.draining || node_.leaving) return "draining";
+    if (node_.shards && !node_.shards->known()) return "starting";
     if (node_.store.stats().read_only) return "storage_full";
     return {};
 }

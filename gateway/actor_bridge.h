@@ -54,6 +54,8 @@ class ActorBridge final : public Bridge {
 
   private:
     void send(const SessionKey& key, Ask ask);
+    template <class T>
+    Callback<T> confirmed(const SessionId& id, const Principal& principal, Callback<T> done) const;
     /// Fills everything in but the reply; an Error where the request cannot be routed.
     Result<SessionKey> route(TurnRequest& request, SubmitTurn& submit);
     SessionId keyed_session(const Principal& principal, const std::string& key) const;

@@ -15,13 +15,19 @@
 #include <condition_variable>
 #include <cstdio>
 #include <mutex>
+#include <set>
 #include <thread>
+#include <tuple>
 
 #include "actors/model_scheduler.h"
 #include "actors/node_fold.h"
 #include "actors/node_supervisor.h"
+#include "cluster/cluster_node.h"
 #include "cluster/local_coordinator.h"
+#include "cluster/replicated_store.h"
 #include "gateway/actor_bridge.h"
+#include "gateway/hop_link.h"
+#include "gateway/hop_server.h"
 #include "gateway/server.h"
 #include "runtime/agent/agent_file.h"
 #include "runtime/agent/catalogue.h"
@@ -39,7 +45,9 @@ namespace mainstay {
 namespace {
 
 constexpr uint32_t drain_seconds = 25;
-constexpr uint32_t stop_seconds = 15;  // for actors to end, after the drain
+constexpr uint32_t stop_seconds = 15;                 // for actors to end, after the drain
+constexpr TenantId entity_tenant{1};                  // to whom agents and models belong
+constexpr uint32_t coordinator_patience_ms = 60'000;  // at the start
 
 int fail(const Error& error, int status = 1) {
     std::fprintf(stderr, "mainstayd: %s (%s)\n", error.message.c_str(), std::string(error_name(error.code)).c_str());
@@ -80,8 +88,10 @@ Result<std::string> admin_key(const Settings& settings, Random& random) {
 }
 
 /// Agents and models: what the store has (every version that turns may be bound to), then the files. A file that says
-/// something new becomes an entity; the journal is ordered, so no turn can be bound to it before.
-Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& settings, const Clock& clock) {
+/// something new becomes an entity; the journal is ordered, so no turn can be bound to it before. In a cluster that
+/// waits until this node leads the entities' shard (journal_catalogue).
+Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& settings, const Clock& clock,
+                            bool clustered) {
     auto entities = store.entities();
     if (!entities.ok()) return entities.error();
     for (const auto& payload : *entities) {
@@ -95,11 +105,11 @@ Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& 
         if (auto checked = check_model(*model, settings.models_directory); !checked.ok()) return checked;
     auto changed = catalogue.apply_all(*authored);
     if (!changed.ok()) return changed.error();
-    if (store.stats().read_only) return {};  // they are written at a start that finds room
+    if (clustered || store.stats().read_only) return {};  // they are written at a start that finds room
     auto journal = [&](std::string payload) {
         Append append;
         append.kind = RecordKind::entity;
-        append.session.tenant = TenantId{1};
+        append.session.tenant = entity_tenant;
         append.event_count = 1;
         append.payload = std::move(payload);
         store.append(std::move(append));
@@ -108,6 +118,61 @@ Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& 
     for (const auto& agent : changed->agents) journal(encode_agent_entity(*agent, clock.now_ms(), "config"));
     return {};
 }
+
+/// What this node's files say and the store does not have yet, once this node leads the shard that it belongs to.
+void journal_catalogue(const Catalogue& catalogue, Store& store, const Clock& clock, Epoch led_in) {
+    std::set<std::tuple<std::string, std::string, uint64_t>> there;
+    const auto entities = store.entities();
+    if (!entities) return spdlog::error("the entities cannot be read: {}", entities.error().message);
+    for (const auto& payload : *entities)
+        if (const auto entity = decode_entity(payload)) there.insert({entity->kind, entity->name, entity->version});
+    const auto journal = [&](std::string payload) {
+        const auto entity = decode_entity(payload);
+        if (!entity || there.contains({entity->kind, entity->name, entity->version})) return;
+        Append append;
+        append.kind = RecordKind::entity;
+        append.session.tenant = entity_tenant;
+        append.event_count = 1;
+        append.led_in = led_in;
+        append.payload = std::move(payload);
+        store.append(std::move(append));
+    };
+    for (const auto& model : catalogue.models()) journal(encode_model_entity(*model, clock.now_ms(), "config"));
+    for (const auto& agent : catalogue.agents()) journal(encode_agent_entity(*agent, clock.now_ms(), "config"));
+}
+
+ClusterSettings cluster_settings(const Settings& settings) {
+    ClusterSettings out;
+    out.directory = settings.cluster_directory;
+    out.etcd.urls = settings.coordinator_urls;
+    out.etcd.user = settings.coordinator_user;
+    out.etcd.password = settings.coordinator_password;
+    out.etcd.ca_file = settings.coordinator_ca;
+    out.etcd.certificate_file = settings.coordinator_certificate;
+    out.etcd.key_file = settings.coordinator_key;
+    out.link_address = settings.link_address;
+    out.link_advertise = settings.link_advertise;
+    out.zone = settings.zone;
+    out.version = build_version();
+    out.wanted.shards = static_cast<uint16_t>(settings.shards);
+    out.wanted.replicas = static_cast<uint32_t>(settings.replicas);
+    out.wanted.min_in_sync = static_cast<uint32_t>(settings.min_in_sync);
+    out.lease_ms = static_cast<uint32_t>(settings.node_lease_ms);
+    return out;
+}
+
+/// The link is there when the cluster is joined, and a door may be asked before.
+class ClusterHops final : public HopCaller {
+  public:
+    explicit ClusterHops(ClusterNode& cluster) : cluster_(cluster) {}
+    std::shared_ptr<LinkCall> call(const NodeUuid& to, std::string request, std::function<void(std::string)> on_part,
+                                   std::function<void(std::optional<Error>)> on_end) override {
+        return LinkHopCaller(*cluster_.link()).call(to, std::move(request), std::move(on_part), std::move(on_end));
+    }
+
+  private:
+    ClusterNode& cluster_;
+};
 
 /// SIGTERM and SIGINT arrive here and nowhere else.
 int wait_for_signal() {
@@ -129,7 +194,13 @@ void block_signals() {
     ::signal(SIGPIPE, SIG_IGN);
 }
 
-void drain(NodeContext& node, Door& door) {
+void drain(NodeContext& node, Door& door, ClusterNode* cluster) {
+    if (cluster) {
+        // Others lead what this node led; until then, and after, it is asked and answers.
+        node.leaving = true;
+        cluster->leave(drain_seconds * 1000);
+        return door.stop();
+    }
     // New turns are refused and /readyz says so, at an open door; what is in flight finishes and is answered. What
     // takes longer stays open in the journal: the next start takes it up.
     node.draining = true;
@@ -174,8 +245,18 @@ int serve(const Settings& settings) {
 
     auto coordinator = LocalCoordinator::open(settings.directory, random);
     if (!coordinator.ok()) return fail(coordinator.error());
-    NodeFold fold;
+    std::optional<ClusterIdentity> identity;
+    if (settings.coordinator == CoordinatorKind::etcd) {
+        auto found = find_cluster(cluster_settings(settings), (*coordinator)->self().disk,
+                                  (*coordinator)->incarnation(), coordinator_patience_ms);
+        if (!found) return fail(found.error());
+        identity = *found;
+    }
+    const uint16_t shard_count = identity ? identity->meta.shards : shard_count_default;
+    NodeFold fold(shard_count);
     DiskStoreConfig config;
+    config.shard_count = shard_count;
+    if (identity) config.cluster = identity->meta.cluster;
     config.directory = settings.directory;
     config.uuid = (*coordinator)->node_uuid();
     config.epoch = (*coordinator)->epoch();
@@ -183,15 +264,18 @@ int serve(const Settings& settings) {
     config.segment_bytes = settings.segment_bytes;
     config.disk_reserve_bytes = settings.disk_reserve_bytes;
     config.deleted_text_lifetime_ms = static_cast<uint32_t>(settings.deleted_text_lifetime_ms);
-    auto store = DiskStore::open(config);
-    if (!store.ok()) return fail(store.error());
-    const auto recovered = (*store)->stats();
+    auto disk = DiskStore::open_disk(config);
+    if (!disk.ok()) return fail(disk.error());
+    ReplicatedStore replicated(**disk, shard_count);
+    Store& store = identity ? static_cast<Store&>(replicated) : **disk;
+    const auto recovered = store.stats();
     spdlog::info("store open: epoch {}, {} records of {} bytes not yet applied, {} bytes of torn tail cut{}",
                  config.epoch.value, recovered.recovered_records, recovered.recovered_bytes, recovered.torn_bytes,
                  recovered.read_only ? ", read-only: the disk is full" : "");
 
     Catalogue catalogue;
-    if (auto filled = fill_catalogue(catalogue, **store, settings, clock); !filled.ok()) return fail(filled.error());
+    if (auto filled = fill_catalogue(catalogue, store, settings, clock, identity.has_value()); !filled.ok())
+        return fail(filled.error());
     auto key = admin_key(settings, random);
     if (!key.ok()) return fail(key.error());
 
@@ -204,6 +288,7 @@ int serve(const Settings& settings) {
     };
     ToolRegistry tools(std::move(tool_options));
     NodeOptions options;
+    options.shard_count = shard_count;
     options.strict = settings.commit == CommitMode::strict;
     options.window_bytes = settings.window_bytes;
     options.sessions_active_max = settings.active_max;
@@ -221,10 +306,35 @@ int serve(const Settings& settings) {
     // only moves sessions between caches (a tenth less CPU a turn with one).
     caf_config.set("scheduler.max-threads", uint64_t{std::max(1u, std::thread::hardware_concurrency() / 2)});
     caf::actor_system system{caf_config};
-    NodeContext node{**store, catalogue, models, tools, clock, random, metrics, options};
+    NodeContext node{store, catalogue, models, tools, clock, random, metrics, options};
+    caf::actor supervisor;
+    std::shared_ptr<HopServer> hop_server;
+    std::optional<ClusterNode> cluster;
+    std::optional<ClusterHops> hops;
+    if (identity) {
+        ClusterCallbacks callbacks;
+        callbacks.led = [&](ShardId shard) { caf::anon_send(supervisor, ShardLed{shard}); };
+        callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
+        node.activity = ShardActivity(shard_count);
+        callbacks.busy = [activity = node.activity](ShardId shard) { return activity.busy(shard); };
+        callbacks.hop = [&](const NodeUuid& from, std::string request, std::shared_ptr<CallReply> reply) {
+            hop_server->call(from, std::move(request), std::move(reply));
+        };
+        cluster.emplace(cluster_settings(settings), *identity, **disk, std::move(callbacks), (*disk)->adopted_in());
+        hops.emplace(*cluster);
+        replicated.attach(cluster->host());
+        node.shards = &cluster->host();
+        node.confirm_read = [&](ShardId shard, std::function<void(bool)> done) {
+            cluster->host().confirm_read(shard, std::move(done));
+        };
+        node.shard_led = [&](ShardId shard) {
+            if (shard == node.shard_of({entity_tenant, {}}))
+                journal_catalogue(catalogue, store, clock, node.place_of(shard).epoch);
+        };
+    }
     models.attach(system, {settings.models_directory, settings.directory + "/kv", &clock});
     for (const auto& model : catalogue.models()) models.load(model);
-    const auto supervisor = start_node(system, node);
+    supervisor = start_node(system, node);
 
     int status = 0;
     {
@@ -238,10 +348,17 @@ int serve(const Settings& settings) {
         door_config.public_health = settings.metrics_without_key;
         door_config.body_bytes_max = settings.body_bytes;
         door_config.connections_max = settings.connections;
+        if (cluster) {
+            door_config.shards = &cluster->host();
+            door_config.hop_caller = &*hops;
+            door_config.cluster = &*cluster;
+        }
         Door door(door_config, bridge, metrics.registry());
+        hop_server = door.hop_server();
         auto started = door.start();
+        const std::string address = door_config.host + ":" + std::to_string(door.port());
+        if (started.ok() && cluster) started = cluster->start("http://" + address);
         if (started.ok()) {
-            const std::string address = door_config.host + ":" + std::to_string(door.port());
             if (auto written = write_file(settings.directory + "/listen", address + "\n", 0644); !written.ok())
                 spdlog::warn("{}", written.error().message);  // a full disk must not keep reads from being served
             spdlog::info("listening on http://{}", address);
@@ -252,7 +369,7 @@ int serve(const Settings& settings) {
                     ::_exit(1);
                 });
                 second.detach();
-                drain(node, door);
+                drain(node, door, cluster ? &*cluster : nullptr);
             });
             door.run();
             signals.join();
@@ -261,11 +378,13 @@ int serve(const Settings& settings) {
             status = fail(started.error());
         }
     }
+    if (cluster) cluster->stop();
     {
-        EndWithin patience(**store, stop_seconds);
+        EndWithin patience(store, stop_seconds);
         stop_node(system, node, supervisor);
     }
-    (*store)->flush();
+    supervisor = {};
+    store.flush();
     spdlog::info("stopped");
     return status;
 }
@@ -290,9 +409,6 @@ int main(int argc, char** argv) {
     if (!listen.empty()) flags.emplace_back("listen.address", listen);
     auto settings = load_settings(config, read_environment(), flags);
     if (!settings.ok()) return fail(settings.error(), 2);
-    if (settings->coordinator != CoordinatorKind::local)
-        return fail({ErrorCode::not_yet, "cluster.coordinator: this release runs on one node", "cluster.coordinator"},
-                    2);
     if (check) {
         std::fputs(print_effective(*settings).c_str(), stdout);
         return 0;
