@@ -348,10 +348,15 @@ void Connection::fill(const HttpHeader& header, std::string_view body, HttpReque
 }
 
 void Connection::dispatch(const HttpRequest& request) {
-    if (core_->hops)
-        hop_ = core_->hops->begin(request, shared_from_this(), serial_, route_);
-    else
+    if (!core_->hops) {
         route_ = core_->api.routes().answer(request, Reply(shared_from_this(), serial_, core_->mailbox));
+        return;
+    }
+    try {
+        hop_ = core_->hops->begin(request, shared_from_this(), serial_, route_);
+    } catch (const std::exception&) {  // no memory for the request's copy
+        answer(serial_, error_answer(ErrorCode::internal, "The request could not be handled."));
+    }
 }
 
 // --- answers --------------------------------------------------------------------------------------------------------
