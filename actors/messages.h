@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "actors/answers.h"
+#include "cluster/coordinator.h"
 #include "runtime/inference/text_device.h"
 #include "runtime/session/command.h"
 #include "runtime/tool/tool.h"
@@ -215,6 +216,10 @@ struct ShardLed {
 struct ShardLost {
     ShardId shard;
 };
+/// To the node supervisor: another node is to know every agent and model.
+struct EntitiesWanted {
+    NodeUuid node{};
+};
 struct ArmTimer {
     SessionKey key;
     TimeMs at = 0;      // 0: no wake-up
@@ -249,5 +254,6 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::MemoryRefused)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ArmTimer)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ShardLed)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ShardLost)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::EntitiesWanted)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::SessionKey)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::TenantId)

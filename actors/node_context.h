@@ -59,6 +59,9 @@ struct NodeContext {
     /// once.
     std::function<void(const ShardPlace&, const ToolCall&, std::function<void(ToolOutcome)> done)> memory_elsewhere{};
 
+    /// Called when an agent or model was journalled: the other nodes are to know it. Null: the node is alone.
+    std::function<void(const std::string& entity)> entity_committed{};
+    std::function<void(const NodeUuid& to, const std::vector<std::string>& entities)> give_entities{};
     /// Called when this node begins to lead a shard, before its sessions are taken up. Null: the node is alone.
     std::function<void(ShardId)> shard_led{};
 

@@ -102,6 +102,9 @@ caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, No
             for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, lost);
             self->send(node->user_memories, lost);
         },
+        [node](const EntitiesWanted& wanted) {
+            if (const auto entities = node->store.entities()) node->give_entities(wanted.node, *entities);
+        },
         [self, node](listen_atom) {
             --self->state.resuming;
             resume_some(self, node);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cluster/cluster_admin.h"
+#include "cluster/cluster_metrics.h"
 #include "cluster/etcd_coordinator.h"
 #include "cluster/link.h"
 #include "cluster/placement.h"
@@ -45,17 +46,18 @@ Result<ClusterIdentity> find_cluster(const ClusterSettings& settings, const Node
                                      uint32_t patience_ms);
 
 struct ClusterCallbacks {
-    std::function<void(ShardId)> led, lost;  // host's thread, must not block
-    std::function<bool(ShardId)> busy;       // likewise: a planned hand-over of this shard had better wait
+    std::function<void(ShardId)> led, lost;        // host's thread, must not block
+    std::function<bool(ShardId)> busy;             // likewise: a planned hand-over of this shard had better wait
+    std::function<void(const NodeUuid&)> peer_up;  // link's thread, must not block
     /// Link's thread, must not block.
     std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call;
 };
 
 class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private LinkHandler {
   public:
-    /// `log` outlives it. `first_copy`: the store was adopted and this is its first start in a cluster.
+    /// `log` and `registry` outlive it. `first_copy`: the store was adopted and this is its first start in a cluster.
     ClusterNode(ClusterSettings settings, ClusterIdentity identity, ShardLog& log, ClusterCallbacks callbacks,
-                std::optional<Epoch> first_copy);
+                std::optional<Epoch> first_copy, prometheus::Registry& registry);
     ~ClusterNode() override;
 
     ShardHost& host() { return host_; }
@@ -83,6 +85,10 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     void led(ShardId shard, Epoch epoch) override;
     void lost(ShardId shard, Epoch epoch) override;
     void viewed(const ClusterView& view) override;
+    void figures(const ShardFigures& figures, const CoordinatorFigures& coordinator) override;
+    void peer_up(const NodeUuid& node, uint64_t) override {
+        if (callbacks_.peer_up) callbacks_.peer_up(node);
+    }
     void replication(const NodeUuid& from, std::vector<ReplicationMessage> messages) override;
     void call(const NodeUuid& from, CallKind kind, std::string request, std::shared_ptr<CallReply> reply) override;
 
@@ -99,8 +105,9 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     ShardHost host_;
     std::unique_ptr<EtcdCoordinator> coordinator_;
     std::unique_ptr<Link> link_;
-    PlacementSelf self_;    // host's thread
-    PlacementWatch watch_;  // host's thread
+    ClusterMetrics metrics_;  // host's thread
+    PlacementSelf self_;      // host's thread
+    PlacementWatch watch_;    // host's thread
     std::atomic<size_t> placing_{0};
 
     mutable std::mutex decisions_mutex_;

@@ -298,15 +298,18 @@ void ActorBridge::apply_agent(const Principal& principal, std::string text, bool
     append.kind = RecordKind::entity;
     append.session.tenant = principal.tenant;
     append.event_count = 1;
-    append.payload = encode_agent_entity(*agent, node_.clock.now_ms(), principal.name);
+    const TimeMs at = node_.clock.now_ms();
+    append.payload = encode_agent_entity(*agent, at, principal.name);
     append.led_in = place.epoch;
-    append.target = std::make_shared<EntityCommitted>(
-        [this, agent, applied = std::move(applied), done = std::move(done)](bool committed) mutable {
+    append.target =
+        std::make_shared<EntityCommitted>([this, agent, at, entity = append.payload, applied = std::move(applied),
+                                           done = std::move(done)](bool committed) mutable {
             if (!committed)
                 return done(Error{ErrorCode::internal,
                                   "the node was relieved of its shard; whether the agent is applied is not known",
                                   {}});
-            node_.catalogue.apply(agent);
+            node_.catalogue.apply(agent, at);
+            if (node_.entity_committed) node_.entity_committed(entity);
             done(std::move(applied));
         });
     node_.store.append(std::move(append));

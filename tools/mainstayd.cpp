@@ -22,6 +22,7 @@
 #include "actors/model_scheduler.h"
 #include "actors/node_fold.h"
 #include "actors/node_supervisor.h"
+#include "actors/peer_service.h"
 #include "cluster/cluster_node.h"
 #include "cluster/local_coordinator.h"
 #include "cluster/replicated_store.h"
@@ -88,57 +89,75 @@ Result<std::string> admin_key(const Settings& settings, Random& random) {
 }
 
 /// Agents and models: what the store has (every version that turns may be bound to), then the files. A file that says
-/// something new becomes an entity; the journal is ordered, so no turn can be bound to it before. In a cluster that
-/// waits until this node leads the entities' shard (journal_catalogue).
+/// something new becomes an entity; the journal is ordered, so no turn can be bound to it before.
+///
+/// In a cluster files only say what no node has said before, so that all nodes go by the same agents: what is there is
+/// changed by `mainstay agent apply`. They are journalled by the node that leads the entities' shard.
 Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& settings, const Clock& clock,
                             bool clustered) {
     auto entities = store.entities();
     if (!entities.ok()) return entities.error();
-    for (const auto& payload : *entities) {
-        auto entity = decode_entity(payload);
-        if (!entity.ok()) return entity.error();
-        if (auto restored = catalogue.restore(*entity); !restored.ok()) return restored;
-    }
+    for (const auto& payload : *entities)
+        if (auto restored = catalogue.load_entity(payload); !restored.ok()) return restored;
     auto authored = load_directory(settings.agents_directory, settings.models_directory);
     if (!authored.ok()) return authored.error();
     for (const auto& model : authored->models)
         if (auto checked = check_model(*model, settings.models_directory); !checked.ok()) return checked;
+    if (clustered) {
+        const auto known = [](const auto& file, const auto& there) {
+            if (there && there->version != file->version)
+                spdlog::warn("{} is another one in its file: the cluster's counts; `mainstay agent apply` changes it",
+                             file->name);
+            return there != nullptr;
+        };
+        std::erase_if(authored->models, [&](const auto& file) { return known(file, catalogue.model(file->name)); });
+        std::erase_if(authored->agents, [&](const auto& file) { return known(file, catalogue.agent(file->name)); });
+    }
     auto changed = catalogue.apply_all(*authored);
     if (!changed.ok()) return changed.error();
     if (clustered || store.stats().read_only) return {};  // they are written at a start that finds room
-    auto journal = [&](std::string payload) {
+    for (auto& payload : changed->changed_entities(clock.now_ms())) {
         Append append;
         append.kind = RecordKind::entity;
         append.session.tenant = entity_tenant;
         append.event_count = 1;
         append.payload = std::move(payload);
         store.append(std::move(append));
-    };
-    for (const auto& model : changed->models) journal(encode_model_entity(*model, clock.now_ms(), "config"));
-    for (const auto& agent : changed->agents) journal(encode_agent_entity(*agent, clock.now_ms(), "config"));
+    }
     return {};
 }
 
-/// What this node's files say and the store does not have yet, once this node leads the shard that it belongs to.
-void journal_catalogue(const Catalogue& catalogue, Store& store, const Clock& clock, Epoch led_in) {
-    std::set<std::tuple<std::string, std::string, uint64_t>> there;
-    const auto entities = store.entities();
+/// Tells the other nodes of an entity once it is committed.
+class EntityTold final : public AckTarget {
+  public:
+    EntityTold(const NodeContext& node, std::string entity) : node_(node), entity_(std::move(entity)) {}
+    void acknowledged(Sequence, Sequence) override { node_.entity_committed(entity_); }
+
+  private:
+    const NodeContext& node_;
+    const std::string entity_;
+};
+
+/// What this node's files say and nobody has said before, once this node leads the shard that it belongs to.
+void journal_catalogue(NodeContext& node, Epoch led_in) {
+    std::set<std::pair<std::string, std::string>> there;
+    const auto entities = node.store.entities();
     if (!entities) return spdlog::error("the entities cannot be read: {}", entities.error().message);
     for (const auto& payload : *entities)
-        if (const auto entity = decode_entity(payload)) there.insert({entity->kind, entity->name, entity->version});
-    const auto journal = [&](std::string payload) {
-        const auto entity = decode_entity(payload);
-        if (!entity || there.contains({entity->kind, entity->name, entity->version})) return;
+        if (const auto entity = decode_entity(payload)) there.insert({entity->kind, entity->name});
+    Authored authored{node.catalogue.agents(), node.catalogue.models()};
+    std::erase_if(authored.models, [&](const auto& model) { return there.contains({"model", model->name}); });
+    std::erase_if(authored.agents, [&](const auto& agent) { return there.contains({"agent", agent->name}); });
+    for (auto& payload : authored.changed_entities(node.clock.now_ms())) {
         Append append;
         append.kind = RecordKind::entity;
         append.session.tenant = entity_tenant;
         append.event_count = 1;
         append.led_in = led_in;
+        append.target = std::make_shared<EntityTold>(node, payload);
         append.payload = std::move(payload);
-        store.append(std::move(append));
-    };
-    for (const auto& model : catalogue.models()) journal(encode_model_entity(*model, clock.now_ms(), "config"));
-    for (const auto& agent : catalogue.agents()) journal(encode_agent_entity(*agent, clock.now_ms(), "config"));
+        node.store.append(std::move(append));
+    }
 }
 
 ClusterSettings cluster_settings(const Settings& settings) {
@@ -311,25 +330,48 @@ int serve(const Settings& settings) {
     std::shared_ptr<HopServer> hop_server;
     std::optional<ClusterNode> cluster;
     std::optional<ClusterHops> hops;
+    std::optional<PeerService> peers;
+    const ShardId entity_shard = shard_of(SessionKey{entity_tenant, {}}, shard_count);
+    // A scan of the store does not belong on the link's thread.
+    const auto entities_wanted = [&](const NodeUuid& peer) { caf::anon_send(supervisor, EntitiesWanted{peer}); };
     if (identity) {
         ClusterCallbacks callbacks;
         callbacks.led = [&](ShardId shard) { caf::anon_send(supervisor, ShardLed{shard}); };
         callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
         node.activity = ShardActivity(shard_count);
         callbacks.busy = [activity = node.activity](ShardId shard) { return activity.busy(shard); };
+        peers.emplace(node, [&] { return cluster->link(); });
+        callbacks.shard_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
+            peers->serve(request, std::move(reply));
+        };
+        callbacks.peer_up = [&](const NodeUuid& peer) {
+            if (node.place_of(entity_shard).where == ShardPlace::Where::here) entities_wanted(peer);
+        };
         callbacks.hop = [&](const NodeUuid& from, std::string request, std::shared_ptr<CallReply> reply) {
             hop_server->call(from, std::move(request), std::move(reply));
         };
-        cluster.emplace(cluster_settings(settings), *identity, **disk, std::move(callbacks), (*disk)->adopted_in());
+        cluster.emplace(cluster_settings(settings), *identity, **disk, std::move(callbacks), (*disk)->adopted_in(),
+                        metrics.registry());
         hops.emplace(*cluster);
         replicated.attach(cluster->host());
         node.shards = &cluster->host();
         node.confirm_read = [&](ShardId shard, std::function<void(bool)> done) {
             cluster->host().confirm_read(shard, std::move(done));
         };
+        node.memory_elsewhere = [&](const ShardPlace& place, const ToolCall& call,
+                                    std::function<void(ToolOutcome)> done) {
+            peers->call_memory(place, call, std::move(done));
+        };
+        node.give_entities = [&](const NodeUuid& to, const std::vector<std::string>& entities) {
+            peers->give_entities(to, entities);
+        };
+        node.entity_committed = [&](const std::string& entity) {
+            if (const auto view = cluster->host().view())
+                for (const auto& other : view->nodes)
+                    if (other.name.node != identity->self.name.node) peers->give_entities(other.name.node, {entity});
+        };
         node.shard_led = [&](ShardId shard) {
-            if (shard == node.shard_of({entity_tenant, {}}))
-                journal_catalogue(catalogue, store, clock, node.place_of(shard).epoch);
+            if (shard == entity_shard) journal_catalogue(node, node.place_of(shard).epoch);
         };
     }
     models.attach(system, {settings.models_directory, settings.directory + "/kv", &clock});

@@ -88,26 +88,27 @@ void Catalogue::remember(Versions<Spec>& versions, const std::shared_ptr<const S
 }
 
 template <class Spec>
-bool Catalogue::apply_to(ByName<Spec>& map, std::shared_ptr<const Spec> spec) {
+bool Catalogue::apply_to(ByName<Spec>& map, std::shared_ptr<const Spec> spec, TimeMs at) {
     std::unique_lock lock(mutex_);
     auto& versions = map[spec->name];
     const bool changed = !versions.latest || versions.latest->version != spec->version;
+    versions.latest_at = std::max(versions.latest_at, at);
     if (!changed) return false;
     versions.latest = spec;
     remember(versions, spec);
     return true;
 }
 
-bool Catalogue::apply(AgentPtr agent) { return apply_to(agents_, std::move(agent)); }
-bool Catalogue::apply(ModelPtr model) { return apply_to(models_, std::move(model)); }
+bool Catalogue::apply(AgentPtr agent, TimeMs at) { return apply_to(agents_, std::move(agent), at); }
+bool Catalogue::apply(ModelPtr model, TimeMs at) { return apply_to(models_, std::move(model), at); }
 
-Result<Authored> Catalogue::apply_all(const Authored& authored) {
+Result<Authored> Catalogue::apply_all(const Authored& authored, TimeMs at) {
     Authored changed;
     for (const auto& model : authored.models)
-        if (apply(model)) changed.models.push_back(model);
+        if (apply(model, at)) changed.models.push_back(model);
     for (const auto& agent : authored.agents) {
         if (auto checked = check(*agent); !checked) return checked.error();
-        if (apply(agent)) changed.agents.push_back(agent);
+        if (apply(agent, at)) changed.agents.push_back(agent);
     }
     return changed;
 }

@@ -68,12 +68,13 @@ class Catalogue {
     /// Whether `agent` may be applied: its model exists (model_not_found) and there is room (invalid_request naming
     /// agents_max). apply() itself does not ask, so that a restart can take things up in any order.
     Result<void> check(const AgentSpec& agent) const;
-    /// Makes it the latest of its name. False if it already was.
-    bool apply(AgentPtr agent);
-    bool apply(ModelPtr model);
+    /// Makes it the latest of its name, as of `at` (0: nobody says; what restore() brings then takes its place). False if
+    /// it already was.
+    bool apply(AgentPtr agent, TimeMs at = 0);
+    bool apply(ModelPtr model, TimeMs at = 0);
     /// Applies models, checks and applies agents; the answer holds those that were not the latest before. On an error
     /// (named as in check) agents from the faulty one on are not applied.
-    Result<Authored> apply_all(const Authored& authored);
+    Result<Authored> apply_all(const Authored& authored, TimeMs at = 0);
     /// One directory read and applied; the answer as in apply_all. Models before agents.
     Result<Authored> load_models(const std::string& directory);
     Result<Authored> load_agents(const std::string& directory);
@@ -96,7 +97,7 @@ class Catalogue {
     template <class Spec>
     static void remember(Versions<Spec>& versions, const std::shared_ptr<const Spec>& spec);
     template <class Spec>
-    bool apply_to(ByName<Spec>& map, std::shared_ptr<const Spec> spec);
+    bool apply_to(ByName<Spec>& map, std::shared_ptr<const Spec> spec, TimeMs at);
     template <class Spec>
     Result<void> restore_to(ByName<Spec>& map, Result<std::shared_ptr<const Spec>> parsed, const EntityRecord& record);
 

@@ -1,0 +1,181 @@
+#include "actors/peer_service.h"
+
+#include <capnp/message.h>
+#include <capnp/serialize.h>
+#include <spdlog/spdlog.h>
+
+#include <caf/send.hpp>
+#include <cstring>
+
+#include "actors/messages.h"
+#include "runtime/base/utf8.h"
+#include "schema/peer.capnp.h"
+
+namespace mainstay {
+namespace {
+
+constexpr uint32_t memory_call_timeout_ms = 10'000;
+constexpr uint32_t entities_timeout_ms = 10'000;
+constexpr size_t entities_bytes_max = limits::link_message_bytes_max / 2;  // of one message
+constexpr int nesting_max = 8;
+
+template <class Builder>
+void put(Builder to, std::string_view from) {
+    if (!from.empty()) std::memcpy(to.begin(), from.data(), from.size());
+}
+std::string text(capnp::Text::Reader from) { return {from.begin(), from.size()}; }
+std::string bytes_of(capnp::Data::Reader from) { return {reinterpret_cast<const char*>(from.begin()), from.size()}; }
+
+std::string flat(capnp::MallocMessageBuilder& builder) {
+    const auto words = capnp::messageToFlatArray(builder);
+    const auto bytes = words.asBytes();
+    return {reinterpret_cast<const char*>(bytes.begin()), bytes.size()};
+}
+
+/// Reads a message of any bytes; false where it is none, or `read` says so.
+template <class Root, class Read>
+bool read_message(const std::string& bytes, Read read) {
+    // What arrives lies anywhere; Cap'n Proto wants words.
+    auto words = kj::heapArray<capnp::word>(bytes.size() / sizeof(capnp::word));
+    if (words.size() * sizeof(capnp::word) != bytes.size()) return false;
+    if (!bytes.empty()) std::memcpy(words.begin(), bytes.data(), bytes.size());
+    capnp::ReaderOptions bounds;
+    bounds.traversalLimitInWords = 8 * words.size() + 64;
+    bounds.nestingLimit = nesting_max;
+    try {
+        capnp::FlatArrayMessageReader reader(words, bounds);
+        return read(reader.getRoot<Root>());
+    } catch (const kj::Exception&) {
+        return false;
+    }
+}
+
+std::string encode(const ToolOutcome& outcome) {
+    capnp::MallocMessageBuilder builder;
+    auto out = builder.initRoot<wire::PeerAnswer>().initOutcome();
+    out.setKind(static_cast<uint8_t>(outcome.kind));
+    out.setIsError(outcome.is_error);
+    put(out.initOutput(static_cast<unsigned>(outcome.output.size())), outcome.output);
+    out.setErrorClass(static_cast<uint8_t>(outcome.error_class));
+    const auto code = error_name(outcome.code);
+    put(out.initCode(static_cast<unsigned>(code.size())), code);
+    put(out.initMessage(static_cast<unsigned>(outcome.message.size())), outcome.message);
+    return flat(builder);
+}
+
+bool decode(const std::string& bytes, ToolOutcome& out) {
+    return read_message<wire::PeerAnswer>(bytes, [&](wire::PeerAnswer::Reader from) {
+        if (!from.isOutcome()) return false;
+        const auto outcome = from.getOutcome();
+        if (outcome.getKind() > static_cast<uint8_t>(ToolOutcome::Kind::lost)) return false;
+        if (outcome.getErrorClass() > static_cast<uint8_t>(ErrorClass::lost)) return false;
+        out.kind = static_cast<ToolOutcome::Kind>(outcome.getKind());
+        out.is_error = outcome.getIsError();
+        out.output = text(outcome.getOutput());
+        out.error_class = static_cast<ErrorClass>(outcome.getErrorClass());
+        const auto* code = find_error(text(outcome.getCode()));
+        out.code = code ? code->code : ErrorCode::internal;
+        out.message = text(outcome.getMessage());
+        return is_valid_utf8(out.output) && is_valid_utf8(out.message);
+    });
+}
+
+ToolOutcome not_told(ToolOutcome::Kind kind, ErrorCode code, std::string message) {
+    ToolOutcome outcome;
+    outcome.kind = kind;
+    outcome.error_class = kind == ToolOutcome::Kind::lost ? ErrorClass::lost : ErrorClass::overloaded;
+    outcome.code = code;
+    outcome.message = std::move(message);
+    return outcome;
+}
+
+}  // namespace
+
+void PeerService::serve(const std::string& request, std::shared_ptr<CallReply> reply) {
+    const auto refuse = [&](const char* why) { reply->end(Error{ErrorCode::peer_refused, why, {}}); };
+    auto run = std::make_shared<RunToolCall>();
+    bool memory = false;
+    const bool read = read_message<wire::PeerRequest>(request, [&](wire::PeerRequest::Reader from) {
+        if (from.isEntities()) {
+            for (const auto entity : from.getEntities())
+                if (auto known = node_.catalogue.load_entity(bytes_of(entity)); !known)
+                    spdlog::warn("an entity of another node: {}", known.error().message);
+            return true;
+        }
+        if (!from.isMemory()) return false;
+        const auto asked = from.getMemory();
+        memory = true;
+        auto agent = std::make_shared<AgentSpec>();
+        agent->memory.emplace();
+        agent->memory->scope = MemoryScope::user;
+        agent->memory->name = text(asked.getMemory());
+        agent->memory->bytes_max = asked.getBytesMax();
+        ToolCall& call = run->call;
+        call.tenant = TenantId{asked.getTenant()};
+        call.principal = text(asked.getPrincipal());
+        call.name = text(asked.getTool());
+        call.arguments = text(asked.getArguments());
+        call.idempotency_key = text(asked.getIdempotencyKey());
+        for (const auto* field : {&agent->memory->name, &call.principal, &call.name, &call.arguments})
+            if (!is_valid_utf8(*field)) return false;
+        call.agent = std::move(agent);
+        return true;
+    });
+    if (!read) return refuse("this release does not know that request");
+    if (!memory) return reply->end();
+    run->done = [reply](ToolOutcome outcome) {
+        reply->part(encode(outcome));
+        reply->end();
+    };
+    caf::anon_send(node_.user_memories, RunToolCallPtr(std::move(run)));
+}
+
+void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {
+    Link* link = link_();
+    if (!link) return done(not_told(ToolOutcome::Kind::failed, ErrorCode::misdirected, "the cluster is not joined"));
+    const auto& spec = *call.agent->memory;
+    capnp::MallocMessageBuilder builder;
+    auto out = builder.initRoot<wire::PeerRequest>().initMemory();
+    out.setTenant(call.tenant.value);
+    out.setBytesMax(spec.bytes_max);
+    put(out.initPrincipal(static_cast<unsigned>(call.principal.size())), call.principal);
+    put(out.initMemory(static_cast<unsigned>(spec.name.size())), spec.name);
+    put(out.initTool(static_cast<unsigned>(call.name.size())), call.name);
+    put(out.initArguments(static_cast<unsigned>(call.arguments.size())), call.arguments);
+    put(out.initIdempotencyKey(static_cast<unsigned>(call.idempotency_key.size())), call.idempotency_key);
+    auto answer = std::make_shared<std::string>();
+    link->call(
+        place.node, CallKind::shard, flat(builder), [answer](std::string part) { *answer += part; },
+        [answer, done = std::move(done)](std::optional<Error> failure) {
+            ToolOutcome outcome;
+            if (!failure && decode(*answer, outcome)) return done(std::move(outcome));
+            // Nothing was sent, or it was refused as a whole; all else may have been done.
+            const bool surely_not =
+                failure && (failure->code == ErrorCode::misdirected || failure->code == ErrorCode::body_too_large ||
+                            failure->code == ErrorCode::peer_refused);
+            done(not_told(surely_not ? ToolOutcome::Kind::failed : ToolOutcome::Kind::lost,
+                          failure ? failure->code : ErrorCode::internal,
+                          failure ? failure->message : "the answer of the memory's node cannot be read"));
+        },
+        memory_call_timeout_ms);
+}
+
+void PeerService::give_entities(const NodeUuid& to, const std::vector<std::string>& entities) {
+    Link* link = link_();
+    if (!link) return;
+    size_t from = 0;
+    while (from < entities.size()) {
+        size_t until = from, bytes = 0;
+        while (until < entities.size() && (until == from || bytes + entities[until].size() <= entities_bytes_max))
+            bytes += entities[until++].size();
+        capnp::MallocMessageBuilder builder;
+        auto out = builder.initRoot<wire::PeerRequest>().initEntities(static_cast<unsigned>(until - from));
+        for (size_t i = from; i < until; ++i)
+            put(out.init(static_cast<unsigned>(i - from), static_cast<unsigned>(entities[i].size())), entities[i]);
+        link->call(
+            to, CallKind::shard, flat(builder), [](std::string) {}, [](std::optional<Error>) {}, entities_timeout_ms);
+        from = until;
+    }
+}
+
+}  // namespace mainstay
