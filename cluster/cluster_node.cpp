@@ -28,6 +28,12 @@ ReplicationSettings settings_for(uint16_t shards) {
     return settings;
 }
 
+/// Of the certificate that this process will use: another one is read with the next start.
+int64_t certificate_days(const ClusterSettings& settings) {
+    const auto facts = read_certificate(settings.directory + "/node.pem");
+    return facts ? facts->days_left : 0;
+}
+
 Error unavailable(const std::string& why) { return {ErrorCode::coordinator_unavailable, why, {}}; }
 
 }  // namespace
@@ -78,7 +84,7 @@ Result<ClusterIdentity> find_cluster(const ClusterSettings& settings, const Node
 }
 
 ClusterNode::ClusterNode(ClusterSettings settings, ClusterIdentity identity, ShardLog& log, ClusterCallbacks callbacks,
-                         std::optional<Epoch> first_copy)
+                         std::optional<Epoch> first_copy, prometheus::Registry& registry)
     : settings_(std::move(settings)),
       identity_(std::move(identity)),
       callbacks_(std::move(callbacks)),
@@ -95,7 +101,8 @@ ClusterNode::ClusterNode(ClusterSettings settings, ClusterIdentity identity, Sha
               };
               return config;
           }(),
-          log, *this) {
+          log, *this),
+      metrics_(registry, identity_.meta.shards, certificate_days(settings_)) {
     self_.node = identity_.self;
     self_.first_copy = first_copy;
 }
@@ -184,6 +191,11 @@ void ClusterNode::viewed(const ClusterView& view) {
             peers.push_back({view.nodes[i].name.node, view.nodes[i].incarnation, view.details[i].link_address});
     link_->set_peers(std::move(peers));
     plan(view);
+}
+
+void ClusterNode::figures(const ShardFigures& figures, const CoordinatorFigures& coordinator) {
+    metrics_.follow(figures, coordinator);
+    metrics_.follow(link_->stats());
 }
 
 /// Nothing is planned while changes of the plan before are on their way: they would be planned again.

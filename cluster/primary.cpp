@@ -294,6 +294,12 @@ bool Primary::past_probation(const ReplicaName& name, TimeMs now) const {
     return follower && now - follower->good_since >= settings_.probation_ms;
 }
 
+uint64_t Primary::lag_max(const Replica& own) const {
+    uint64_t most = 0;
+    for (const auto& follower : followers_) most = std::max(most, own.log().last_index() - follower.matched);
+    return most;
+}
+
 std::optional<uint64_t> Primary::needed_from() const {
     std::optional<uint64_t> least;
     for (const auto& follower : followers_) {

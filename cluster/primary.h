@@ -29,6 +29,8 @@ class Primary {
     /// What may have been acknowledged is at or below: who has not got this far comes into no in-sync set.
     uint64_t floor(const Replica& own) const { return std::max(own.commit(), barrier_); }
     size_t reads_waiting() const { return reads_.size(); }
+    /// Entries of the own log that the replica farthest behind does not hold, of those that are sent to.
+    uint64_t lag_max(const Replica& own) const;
 
     /// Sends to exactly these from now on.
     void follow(const std::vector<ReplicaName>& names, const Replica& own, TimeMs now, ShardOutputs& out);

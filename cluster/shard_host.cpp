@@ -20,6 +20,7 @@ constexpr uint32_t lease_beats = 3;         // keep-alives in the time of a leas
 constexpr uint32_t retry_ms = 200;          // of a coordinator that does not answer
 constexpr size_t acks_searched = 32;        // for another acknowledgement to the same target
 constexpr uint32_t hand_over_poll_ms = 10;  // a poll with a bound
+constexpr milliseconds figures_interval(1000);
 
 TimeMs steady_ms() {
     return static_cast<TimeMs>(
@@ -86,11 +87,15 @@ void ShardHost::receive(std::vector<ReplicationMessage> messages) {
 
 void ShardHost::propose(ShardId shard, Epoch epoch, std::shared_ptr<const std::string> entry,
                         std::shared_ptr<AckTarget> target, Sequence last) {
-    post([&](Inbox& inbox) { inbox.proposals.push_back({shard, epoch, std::move(entry), std::move(target), last}); });
+    const auto since = steady_clock::now();
+    post([&](Inbox& inbox) {
+        inbox.proposals.push_back({shard, epoch, std::move(entry), std::move(target), last, since});
+    });
 }
 
 void ShardHost::confirm_read(ShardId shard, std::function<void(bool)> done) {
-    post([&](Inbox& inbox) { inbox.reads.push_back({shard, std::move(done)}); });
+    const auto since = steady_clock::now();
+    post([&](Inbox& inbox) { inbox.reads.push_back({shard, std::move(done), since}); });
 }
 
 void ShardHost::groups_synced(const std::vector<std::pair<ShardId, uint64_t>>& tickets) {
@@ -106,7 +111,7 @@ void ShardHost::state_applied(const std::vector<std::pair<ShardId, uint64_t>>& i
 void ShardHost::run() {
     ::pthread_setname_np(::pthread_self(), "shards");
     Inbox taken;
-    auto tick_at = steady_clock::now();
+    auto tick_at = steady_clock::now(), count_at = tick_at;
     const milliseconds beat(config_.replication.heartbeat_ms);
     while (true) {
         {
@@ -125,6 +130,10 @@ void ShardHost::run() {
                 if (!members_[number].deferred.empty()) offer_deferred(shard);
             }
             tick_at = std::max(tick_at + beat, steady_clock::now());
+            if (tick_at >= count_at + figures_interval) {
+                count();
+                count_at = tick_at;
+            }
         }
         flush_sends();
         if (std::exchange(placed_, false)) bump();
@@ -142,20 +151,25 @@ void ShardHost::take(Inbox& inbox) {
     }
     for (const auto& settled : inbox.settled) step(settled.shard, ChangeSettled{settled.request, settled.answer});
     for (const auto& [shard, ticket] : inbox.synced) step(shard, GroupSynced{ticket});
-    for (auto& message : inbox.messages)
-        if (message.shard.value < members_.size()) step(message.shard, std::move(message));
+    for (auto& message : inbox.messages) {
+        if (message.shard.value >= members_.size()) continue;
+        figures_.received(message.body);
+        step(message.shard, std::move(message));
+    }
     for (const auto& [shard, index] : inbox.applied) step(shard, StateApplied{index});
     for (auto& proposal : inbox.proposals) {
         Member& member = members_[proposal.shard.value];
         // An actor of an earlier leadership knows a state that others may have gone on from.
         if (member.member->serving() != proposal.epoch) {
+            figures_.proposal(ProposalOutcome::other_epoch);
             if (proposal.target) proposal.target->refused();
             continue;
         }
-        offer(proposal.shard, {0, std::move(proposal.target), proposal.last, std::move(proposal.entry)});
+        offer(proposal.shard,
+              {0, std::move(proposal.target), proposal.last, std::move(proposal.entry), proposal.since});
     }
     for (auto& read : inbox.reads) {
-        members_[read.shard.value].reads.emplace(++tokens_, std::move(read.done));
+        members_[read.shard.value].reads.emplace(++tokens_, WaitingRead{std::move(read.done), read.since});
         step(read.shard, BeginRead{tokens_, 0});
     }
     for (auto& part : inbox.parts) step(part.shard, std::move(part.data));
@@ -197,19 +211,26 @@ void ShardHost::perform(ShardId shard) {
     Member& member = members_[shard.value];
     ShardOutputs& out = outputs_;
     for (auto& part : out.staged) log_.stage(shard, part);
-    for (auto& group : out.writes) log_.write_group(shard, std::move(group));
-    for (auto& message : out.sends) sends_[message.to.node].push_back(std::move(message));
+    for (auto& group : out.writes) {
+        figures_.snapshots_installed += group.install.has_value();
+        log_.write_group(shard, std::move(group));
+    }
+    for (auto& message : out.sends) {
+        figures_.sent(message.body);
+        sends_[message.to.node].push_back(std::move(message));
+    }
     if (out.applicable) log_.apply_entries(shard, *out.applicable);
     for (const auto& proposed : out.proposed) {
         member.waiting.back().index = proposed.index;
         member.waiting.back().entry.reset();
+        figures_.proposal(ProposalOutcome::accepted);
     }
     for (const auto& refused : out.refused) {
-        if (const auto read = member.reads.find(refused.token); read != member.reads.end()) {
-            read->second(false);
-            member.reads.erase(read);
+        if (member.reads.contains(refused.token)) {
+            end_read(member, refused.token, false);
             continue;
         }
+        figures_.proposal(static_cast<ProposalOutcome>(refused.why));
         // Refused in the step that proposed it: it is the newest.
         auto waiting = std::move(member.waiting.back());
         member.waiting.pop_back();
@@ -220,9 +241,11 @@ void ShardHost::perform(ShardId shard) {
     }
     if (out.committed) {
         acks_.clear();
+        const auto committed_at = steady_clock::now();
         while (!member.waiting.empty() && member.waiting.front().index <= *out.committed) {
             Waiting done = std::move(member.waiting.front());
             member.waiting.pop_front();
+            figures_.commit.add(std::chrono::duration<double>(committed_at - done.since).count());
             if (!done.target) continue;
             const auto from = acks_.end() - static_cast<ptrdiff_t>(std::min(acks_.size(), acks_searched));
             const auto same =
@@ -235,12 +258,7 @@ void ShardHost::perform(ShardId shard) {
         for (auto& [target, last] : acks_) target->acknowledged(last, last);
         crash_point("shard.after_ack");
     }
-    for (const uint64_t token : out.reads_ready) {
-        const auto read = member.reads.find(token);
-        if (read == member.reads.end()) continue;
-        read->second(true);
-        member.reads.erase(read);
-    }
+    for (const uint64_t token : out.reads_ready) end_read(member, token, true);
     if (out.step_down) {
         drop_waiting(member);
         place(shard);
@@ -256,7 +274,10 @@ void ShardHost::perform(ShardId shard) {
     }
     if (!out.changes.empty() || out.list) {
         std::lock_guard lock(work_mutex_);
-        for (auto& change : out.changes) work_.push_back({shard, change.request, std::move(change.change), {}, {}});
+        for (auto& change : out.changes) {
+            const ChangeKind kind = kind_of(change.change, member.member->configurations().record());
+            work_.push_back({shard, change.request, kind, std::move(change.change), {}, {}});
+        }
         list_wanted_ = list_wanted_ || out.list;
         work_waits_.notify_one();
     }
@@ -270,12 +291,51 @@ void ShardHost::perform(ShardId shard) {
 
 void ShardHost::drop_waiting(Member& member) {
     for (auto* proposals : {&member.waiting, &member.deferred}) {
-        for (auto& waiting : *proposals)
+        for (auto& waiting : *proposals) {
+            figures_.proposal(ProposalOutcome::dropped);
             if (waiting.target) waiting.target->refused();
+        }
         proposals->clear();
     }
-    for (auto& [token, done] : member.reads) done(false);
-    member.reads.clear();
+    while (!member.reads.empty()) end_read(member, member.reads.begin()->first, false);
+}
+
+void ShardHost::end_read(Member& member, uint64_t token, bool confirmed) {
+    const auto found = member.reads.find(token);
+    if (found == member.reads.end()) return;
+    ++(confirmed ? figures_.reads_confirmed : figures_.reads_refused);
+    figures_.confirmation.add(std::chrono::duration<double>(steady_clock::now() - found->second.since).count());
+    found->second.done(confirmed);
+    member.reads.erase(found);
+}
+
+/// Once a second: what stands is looked at then, so that nothing has to be kept up to date between.
+void ShardHost::count() {
+    ShardFigures& out = figures_;
+    out.shards_led = out.shards_serving = out.shards_under_replicated = out.shards_moving = out.shards_halted = 0;
+    out.follower_lag_max = out.proposals_waiting = out.reads_waiting = 0;
+    for (const Member& member : members_) {
+        out.shards_halted += member.member->halted();
+        out.proposals_waiting += member.waiting.size() + member.deferred.size();
+        out.reads_waiting += member.reads.size();
+        const ShardRecord& record = member.member->configurations().record();
+        if (record.primary != config_.self.name || record.incarnation != config_.self.incarnation) continue;
+        ++out.shards_led;
+        out.shards_serving += member.member->serving().has_value();
+        out.shards_under_replicated += record.in_sync.size() < config_.meta.replicas;
+        out.shards_moving += record.target && *record.target != config_.self.name.node;
+        out.follower_lag_max = std::max(out.follower_lag_max, member.member->lag_max());
+    }
+    const auto current = view();
+    out.view_age_ms = view_age_ms();
+    out.shards_unled = config_.meta.shards;
+    out.nodes_live = current ? static_cast<uint32_t>(current->nodes.size()) : 0;
+    if (current)
+        for (const auto& record : current->shards)
+            out.shards_unled -= std::any_of(current->nodes.begin(), current->nodes.end(), [&](const LiveNode& node) {
+                return node.name == record.primary && node.incarnation == record.incarnation;
+            });
+    events_.figures(out, coordinator_figures_);
 }
 
 void ShardHost::flush_sends() {
@@ -362,18 +422,25 @@ std::optional<uint64_t> ShardHost::view_age_ms() const {
 void ShardHost::keep_lease() {
     ::pthread_setname_np(::pthread_self(), "lease");
     bool joined = false, told = false;
+    CoordinatorFigures& count = coordinator_figures_;
     while (true) {
         const auto kept = joined ? coordinator_->keep_alive() : coordinator_->join();
         if (kept) {
-            if (!joined) look();
+            if (!joined) {
+                ++count.leases_taken;
+                look();
+            }
             joined = true;
             told = false;
         } else if (kept.error().code == ErrorCode::conflict) {
             // Expired, or a join whose answer was lost: the other of the two is right then.
+            count.leases_lost += joined;
             joined = !joined;
             continue;
-        } else if (!std::exchange(told, true)) {
-            spdlog::warn("the coordinator does not take this node's lease: {}", kept.error().message);
+        } else {
+            ++count.beats_failed;
+            if (!std::exchange(told, true))
+                spdlog::warn("the coordinator does not take this node's lease: {}", kept.error().message);
         }
         std::unique_lock lock(lease_mutex_);
         const milliseconds pause(kept ? config_.lease_ms / lease_beats : retry_ms);
@@ -390,13 +457,13 @@ void ShardHost::look() {
 void ShardHost::change(ShardChange change, std::function<void(const ChangeAnswer&)> done) {
     std::lock_guard lock(work_mutex_);
     const ShardId shard = change.desired.shard;
-    work_.push_back({shard, 0, std::move(change), std::move(done), {}});
+    work_.push_back({shard, 0, {}, std::move(change), std::move(done), {}});
     work_waits_.notify_one();
 }
 
 void ShardHost::ask(std::function<void(ClusterCoordinator&)> question) {
     std::lock_guard lock(work_mutex_);
-    work_.push_back({{}, 0, {}, {}, std::move(question)});
+    work_.push_back({{}, 0, {}, {}, {}, std::move(question)});
     work_waits_.notify_one();
 }
 
@@ -427,7 +494,9 @@ void ShardHost::talk_to_coordinator() {
                 one.question(*coordinator_);
                 continue;
             }
+            const ChangeKind kind = one.kind ? *one.kind : kind_in_view(one.change);
             const ChangeAnswer answer = coordinator_->change(one.change);
+            coordinator_figures_.changed(kind, answer.outcome);
             if (one.request > 0)
                 post([&](Inbox& inbox) { inbox.settled.push_back({one.shard, one.request, answer}); });
             else if (one.done)
@@ -440,8 +509,18 @@ void ShardHost::talk_to_coordinator() {
     }
 }
 
+/// Of a change that no member asked for: placement and people make theirs from what was read last.
+ChangeKind ShardHost::kind_in_view(const ShardChange& change) const {
+    const auto current = view();
+    if (current)
+        for (const auto& record : current->shards)
+            if (record.shard == change.desired.shard) return kind_of(change, record);
+    return kind_of(change, {});
+}
+
 bool ShardHost::list() {
     auto listed = coordinator_->list();
+    ++(listed ? coordinator_figures_.reads : coordinator_figures_.reads_failed);
     if (!listed) return false;
     auto shared = std::make_shared<const ClusterView>(std::move(*listed));
     {

@@ -9,6 +9,7 @@
 // wrote, sent or changed is done in the order in which it said so.
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -25,6 +26,7 @@
 
 #include "cluster/coordinator.h"
 #include "cluster/shard_directory.h"
+#include "cluster/shard_figures.h"
 #include "cluster/shard_member.h"
 #include "runtime/store/journal.h"
 #include "runtime/store/shard_log.h"
@@ -41,6 +43,8 @@ class ShardHostEvents {
     virtual void lost(ShardId shard, Epoch epoch) = 0;
     /// All shards and nodes, as just read.
     virtual void viewed(const ClusterView&) {}
+    /// Once a second.
+    virtual void figures(const ShardFigures&, const CoordinatorFigures&) {}
 };
 
 struct ShardHostConfig {
@@ -116,10 +120,12 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         std::shared_ptr<const std::string> entry;
         std::shared_ptr<AckTarget> target;
         Sequence last;
+        std::chrono::steady_clock::time_point since;
     };
     struct Read {
         ShardId shard;
         std::function<void(bool)> done;
+        std::chrono::steady_clock::time_point since;
     };
     struct Settled {
         ShardId shard;
@@ -148,6 +154,11 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         std::shared_ptr<AckTarget> target;
         Sequence last;
         std::shared_ptr<const std::string> entry;
+        std::chrono::steady_clock::time_point since;
+    };
+    struct WaitingRead {
+        std::function<void(bool)> done;
+        std::chrono::steady_clock::time_point since;
     };
     struct Member {
         std::unique_ptr<ShardMember> member;
@@ -155,11 +166,12 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         std::deque<Waiting> deferred;  // while the shard is being handed over
         bool held = false;             // the member was told to hold
         TimeMs held_since = 0;
-        std::unordered_map<uint64_t, std::function<void(bool)>> reads;  // by token
+        std::unordered_map<uint64_t, WaitingRead> reads;  // by token
     };
     struct CoordinatorWork {
         ShardId shard;
-        uint64_t request = 0;  // of the member; 0: somebody else's
+        uint64_t request = 0;            // of the member; 0: somebody else's
+        std::optional<ChangeKind> kind;  // of the member's
         ShardChange change;
         std::function<void(const ChangeAnswer&)> done;
         std::function<void(ClusterCoordinator&)> question;  // instead of a change
@@ -173,6 +185,8 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void offer_deferred(ShardId shard);
     void hold_or_not(ShardId shard);
     void drop_waiting(Member& member);
+    void end_read(Member& member, uint64_t token, bool confirmed);
+    void count();
     void flush_sends();
     void place(ShardId shard);
     void bump();
@@ -182,6 +196,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void keep_lease();
     void talk_to_coordinator();
     bool list();
+    ChangeKind kind_in_view(const ShardChange& change) const;
     void read_snapshots();
 
     const ShardHostConfig config_;
@@ -193,7 +208,9 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     uint64_t tokens_ = 0;                                        // host thread
     std::map<NodeUuid, std::vector<ReplicationMessage>> sends_;  // host thread, of one round
     std::vector<std::pair<std::shared_ptr<AckTarget>, Sequence>> acks_;
-    bool placed_ = false;  // host thread: a place has changed in this round
+    bool placed_ = false;   // host thread: a place has changed in this round
+    ShardFigures figures_;  // host thread
+    CoordinatorFigures coordinator_figures_;
 
     std::mutex inbox_mutex_;
     std::condition_variable inbox_filled_;

@@ -38,6 +38,8 @@ class ShardMember {
     const Replica& replica() const { return replica_; }
     const Configurations& configurations() const { return configurations_; }
     bool halted() const { return halted_; }
+    /// Entries that the copy farthest behind lacks; 0 where this node does not lead.
+    uint64_t lag_max() const { return primary_ ? primary_->lag_max(replica_) : 0; }
 
   private:
     void take(const RecordRead& input);

@@ -4,7 +4,9 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <functional>
 #include <map>
+#include <numeric>
 #include <set>
 #include <thread>
 
@@ -91,6 +93,22 @@ struct HostNode final : ShardHostEvents {
         std::lock_guard lock(mutex);
         leads.erase(shard.value);
     }
+    void figures(const ShardFigures& seen, const CoordinatorFigures& asked) override {
+        std::lock_guard lock(mutex);
+        counted = seen;
+        take_overs = asked.changes[size_t(ChangeKind::take_over)][size_t(ChangeOutcome::ok)];
+        hand_overs = asked.changes[size_t(ChangeKind::hand_over)][size_t(ChangeOutcome::ok)];
+        wishes = asked.changes[size_t(ChangeKind::wish)][size_t(ChangeOutcome::ok)];
+        reads_failed = asked.reads_failed;
+        leases_lost = asked.leases_lost;
+    }
+    /// Whether what is counted, which is told once a second, comes to satisfy `wanted`.
+    bool comes_to_count(const std::function<bool(const HostNode&)>& wanted) {
+        return eventually([&] {
+            std::lock_guard lock(mutex);
+            return wanted(*this);
+        });
+    }
     std::optional<Epoch> epoch_of(ShardId shard) {
         std::lock_guard lock(mutex);
         const auto found = leads.find(shard.value);
@@ -104,6 +122,8 @@ struct HostNode final : ShardHostEvents {
     std::unique_ptr<ReplicatedStore> store;
     std::mutex mutex;
     std::map<uint16_t, Epoch> leads;
+    ShardFigures counted;
+    uint64_t take_overs = 0, hand_overs = 0, wishes = 0, reads_failed = 0, leases_lost = 0;
     std::unique_ptr<ShardHost> host;
 };
 
@@ -404,4 +424,68 @@ TEST_CASE("shard host: who waits for a place is told when it changes") {
     CHECK(eventually([&] { return told == 1; }));
     watching.host->when_changed(0, [&] { ++told; });
     CHECK(told == 2);
+}
+
+TEST_CASE("shard host: what it counts is what happened") {
+    World world;
+    const auto keys = some_sessions(12);
+    for (const auto& key : keys) world.turn(key);
+    auto& first = *world.nodes.at(1);
+    auto& second = *world.nodes.at(2);
+    const auto accepted = [](const HostNode& node) {
+        return node.counted.proposals[size_t(ProposalOutcome::accepted)];
+    };
+    // Shards 0 and 3 are the first node's.
+    uint64_t of_first = 0;
+    for (const auto& key : keys) of_first += shard_of(key, shard_count).value % 3 == 0;
+    REQUIRE(of_first > 0);
+    CHECK(first.comes_to_count([&](const HostNode& node) { return accepted(node) == of_first; }));
+    CHECK(first.comes_to_count([](const HostNode& node) { return node.counted.shards_serving == 2; }));
+    {
+        std::lock_guard lock(first.mutex);
+        const auto& seen = first.counted;
+        CHECK(seen.shards_led == 2);
+        CHECK(seen.shards_under_replicated == 0);
+        CHECK(seen.shards_unled == 0);
+        CHECK(seen.nodes_live == 3);
+        // A barrier for each shard is an entry too, but nothing that was proposed. Both others are sent everything.
+        CHECK(seen.entries_sent >= 2 * (of_first + 2));
+        CHECK(seen.entry_bytes_sent > 0);
+        CHECK(std::accumulate(seen.commit.counts.begin(), seen.commit.counts.end(), uint64_t{0}) == of_first);
+        CHECK(first.take_overs == 0);
+    }
+
+    std::atomic<int> confirmed{0};
+    for (int i = 0; i < 3; ++i) first.host->confirm_read(ShardId{0}, [&](bool yes) { confirmed += yes; });
+    CHECK(eventually([&] { return confirmed == 3; }));
+    CHECK(first.comes_to_count([](const HostNode& node) { return node.counted.reads_confirmed == 3; }));
+
+    CHECK(first.host->hand_over_all(20'000));
+    CHECK(first.comes_to_count(
+        [](const HostNode& node) { return node.counted.shards_led == 0 && node.hand_overs == 2 && node.wishes == 2; }));
+
+    // Cut off from the coordinator its reads fail and, after a while, its lease is gone.
+    world.isolate(1, true);
+    CHECK(first.comes_to_count([](const HostNode& node) { return node.reads_failed > 0; }));
+    world.isolate(1, false);
+    CHECK(first.comes_to_count([](const HostNode& node) { return node.leases_lost > 0; }));
+
+    const uint16_t led = [&] {
+        std::lock_guard lock(second.mutex);
+        return static_cast<uint16_t>(second.leads.size());
+    }();
+    REQUIRE(led > 0);
+    world.kill(2);
+    CHECK(eventually([&] {
+        uint64_t taken = 0;
+        for (uint8_t number : {1, 3}) {
+            std::lock_guard lock(world.nodes.at(number)->mutex);
+            taken += world.nodes.at(number)->take_overs;
+        }
+        return taken >= led;
+    }));
+    CHECK(world.nodes.at(3)->comes_to_count([](const HostNode& node) {
+        return node.counted.shards_under_replicated == node.counted.shards_led && node.counted.shards_led > 0 &&
+               node.counted.nodes_live == 2;
+    }));
 }
