@@ -130,9 +130,7 @@ void PeerService::serve(const std::string& request, std::shared_ptr<CallReply> r
     caf::anon_send(node_.user_memories, RunToolCallPtr(std::move(run)));
 }
 
-void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {
-    Link* link = link_();
-    if (!link) return done(not_told(ToolOutcome::Kind::failed, ErrorCode::misdirected, "the cluster is not joined"));
+std::string PeerService::memory_request(const ToolCall& call) {
     const auto& spec = *call.agent->memory;
     capnp::MallocMessageBuilder builder;
     auto out = builder.initRoot<wire::PeerRequest>().initMemory();
@@ -143,9 +141,23 @@ void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std
     put(out.initTool(static_cast<unsigned>(call.name.size())), call.name);
     put(out.initArguments(static_cast<unsigned>(call.arguments.size())), call.arguments);
     put(out.initIdempotencyKey(static_cast<unsigned>(call.idempotency_key.size())), call.idempotency_key);
+    return flat(builder);
+}
+
+std::string PeerService::entities_request(const std::vector<std::string>& entities) {
+    capnp::MallocMessageBuilder builder;
+    auto out = builder.initRoot<wire::PeerRequest>().initEntities(static_cast<unsigned>(entities.size()));
+    for (unsigned i = 0; i < entities.size(); ++i)
+        put(out.init(i, static_cast<unsigned>(entities[i].size())), entities[i]);
+    return flat(builder);
+}
+
+void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {
+    Link* link = link_();
+    if (!link) return done(not_told(ToolOutcome::Kind::failed, ErrorCode::misdirected, "the cluster is not joined"));
     auto answer = std::make_shared<std::string>();
     link->call(
-        place.node, CallKind::shard, flat(builder), [answer](std::string part) { *answer += part; },
+        place.node, CallKind::shard, memory_request(call), [answer](std::string part) { *answer += part; },
         [answer, done = std::move(done)](std::optional<Error> failure) {
             ToolOutcome outcome;
             if (!failure && decode(*answer, outcome)) return done(std::move(outcome));
@@ -168,12 +180,11 @@ void PeerService::give_entities(const NodeUuid& to, const std::vector<std::strin
         size_t until = from, bytes = 0;
         while (until < entities.size() && (until == from || bytes + entities[until].size() <= entities_bytes_max))
             bytes += entities[until++].size();
-        capnp::MallocMessageBuilder builder;
-        auto out = builder.initRoot<wire::PeerRequest>().initEntities(static_cast<unsigned>(until - from));
-        for (size_t i = from; i < until; ++i)
-            put(out.init(static_cast<unsigned>(i - from), static_cast<unsigned>(entities[i].size())), entities[i]);
+        const auto at = entities.begin();
         link->call(
-            to, CallKind::shard, flat(builder), [](std::string) {}, [](std::optional<Error>) {}, entities_timeout_ms);
+            to, CallKind::shard,
+            entities_request({at + static_cast<ptrdiff_t>(from), at + static_cast<ptrdiff_t>(until)}),
+            [](std::string) {}, [](std::optional<Error>) {}, entities_timeout_ms);
         from = until;
     }
 }

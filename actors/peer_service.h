@@ -28,6 +28,10 @@ class PeerService {
     /// Gives these entities to a node's catalogue; nobody is told whether they arrived, the next link tells again.
     void give_entities(const NodeUuid& to, const std::vector<std::string>& entities);
 
+    // Requests, as serve() reads them.
+    static std::string memory_request(const ToolCall& call);
+    static std::string entities_request(const std::vector<std::string>& entities);
+
   private:
     NodeContext& node_;
     const std::function<Link*()> link_;

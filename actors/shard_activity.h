@@ -22,7 +22,7 @@ class ShardActivity {
         auto& calls = (*calls_)[shard.value];
         calls.fetch_add(1, std::memory_order_relaxed);
         // The deleter keeps the counters: a session may outlive whoever asks.
-        return {nullptr, [counters = calls_, &calls](void*) { calls.fetch_sub(1, std::memory_order_relaxed); }};
+        return {&calls, [counters = calls_, &calls](void*) { calls.fetch_sub(1, std::memory_order_relaxed); }};
     }
     bool busy(ShardId shard) const { return (*calls_)[shard.value].load(std::memory_order_relaxed) > 0; }
 

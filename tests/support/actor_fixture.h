@@ -411,6 +411,7 @@ text = "First you said: {first_input}"
 
     caf::actor_system& system() { return process_->system; }
     NodeContext& node() { return process_->node; }
+    const caf::actor& supervisor() const { return process_->supervisor; }
     MemoryStore& store() { return *store_; }
     /// Session actors in memory.
     size_t active() { return node().sessions_active.load(); }
