@@ -25,7 +25,7 @@ bool equal_ignoring_case(std::string_view a, std::string_view b) {
 /// Keeps the fields that the door reads and counts what must not come twice. Nothing is copied.
 class Parser : public http::basic_parser<true> {
   public:
-    HttpHeader header;
+    RequestHead header;
     std::string* body = nullptr;
     size_t fields = 0, hosts = 0, lengths = 0, codings = 0;
     int version = 0;  // 10, 11
@@ -119,7 +119,7 @@ Error uri_too_long() {
 
 }  // namespace
 
-Result<bool> parse_header(std::string_view buffer, HttpHeader& header) {
+Result<bool> parse_header(std::string_view buffer, RequestHead& header) {
     if (buffer.empty()) return false;
     // A TLS client, a binary protocol or garbage: say so at once instead of waiting for an end that never comes.
     if (buffer[0] < 'A' || buffer[0] > 'Z') return malformed("This is not an HTTP/1.1 request.");

@@ -14,7 +14,7 @@
 namespace mainstay {
 
 /// Views into the buffer that was parsed.
-struct HttpHeader {
+struct RequestHead {
     std::string_view method, target;
     std::string_view host, authorization, content_type, idempotency_key, timeout_ms;
     uint64_t content_length = 0;
@@ -27,7 +27,7 @@ struct HttpHeader {
 
 /// Parses the header at the start of `buffer`. true: `header` is filled. false: more bytes are needed. Errors:
 /// malformed_http, uri_too_long, header_too_large, unsupported_encoding.
-Result<bool> parse_header(std::string_view buffer, HttpHeader& header);
+Result<bool> parse_header(std::string_view buffer, RequestHead& header);
 
 /// "host:port", "[::1]:port" without the port.
 std::string_view host_without_port(std::string_view host);

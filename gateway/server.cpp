@@ -211,8 +211,8 @@ class Connection final : public AnswerPort, public std::enable_shared_from_this<
     void start_read();
     void flush();
 
-    bool admit(const HttpHeader& header, Error& refusal);
-    void fill(const HttpHeader& header, std::string_view body, HttpRequest& request) const;
+    bool admit(const RequestHead& header, Error& refusal);
+    void fill(const RequestHead& header, std::string_view body, HttpRequest& request) const;
     void dispatch(const HttpRequest& request);
     void render(Answer& answer, bool head, bool keep_alive);
     void render_stream_header(bool keep_alive);
@@ -309,7 +309,7 @@ void Connection::flush() {
 // --- from header to handler -----------------------------------------------------------------------------------------
 
 /// Before a byte of the body is read: the host, the key and the announced length.
-bool Connection::admit(const HttpHeader& header, Error& refusal) {
+bool Connection::admit(const RequestHead& header, Error& refusal) {
     if (!core_->host_allowed(header.host)) {
         refusal = {ErrorCode::forbidden, "This host name is not served here; see listen.allowed_hosts.", {}};
         return false;
@@ -332,7 +332,7 @@ bool Connection::admit(const HttpHeader& header, Error& refusal) {
     return true;
 }
 
-void Connection::fill(const HttpHeader& header, std::string_view body, HttpRequest& request) const {
+void Connection::fill(const RequestHead& header, std::string_view body, HttpRequest& request) const {
     request.method = method_of(header.method);
     request.head = header.method == "HEAD";
     const auto question = std::min(header.target.find('?'), header.target.size());
@@ -401,7 +401,7 @@ Detached Connection::serve(std::shared_ptr<Connection> self) {
     bool linger = false;
     for (bool keep_alive = true; keep_alive && !c.broken_;) {
         // 1. The header. Idle until its first byte, then against the header deadline.
-        HttpHeader header;
+        RequestHead header;
         std::optional<Error> refusal;
         bool whole = false;
         c.idle_ = c.begin_ == c.end_;
