@@ -107,8 +107,8 @@ kj::Promise<void> Accepted::secured(kj::AuthenticatedStream stream) {
     // Clients are verified, so there is a certificate; a name is read here because only here a failure is one of TLS.
     const kj::String name = kj::downcast<kj::TlsPeerIdentity>(*stream.peerIdentity).getCommonName();
     certificate_name_.assign(name.begin(), name.size());
-    connection_ = kj::heap<Connection>(context_, LinkEnd::accepted, kj::mv(stream.stream),
-                                       wire::Gate::Client(kj::heap<Gate>(alive_)), static_cast<User&>(*this));
+    connection_ = kj::heap<LinkConnection>(context_, LinkEnd::accepted, kj::mv(stream.stream),
+                                           wire::Gate::Client(kj::heap<Gate>(alive_)), static_cast<User&>(*this));
     return kj::READY_NOW;
 }
 

@@ -20,7 +20,7 @@ struct ServedCall {
     std::atomic<bool> cancelled{false};
 };
 
-class Accepted final : private Connection::User {
+class Accepted final : private LinkConnection::User {
   public:
     Accepted(LinkContext& context, Listener& listener, uint64_t id, std::string address,
              kj::AuthenticatedStream stream);
@@ -60,8 +60,8 @@ class Accepted final : private Connection::User {
     const std::string address_;
     std::string certificate_name_;
     bool refused_ = false;
-    kj::Own<Connection> connection_;    // null: TLS is not up
-    std::shared_ptr<Channel> channel_;  // null: not known
+    kj::Own<LinkConnection> connection_;  // null: TLS is not up
+    std::shared_ptr<Channel> channel_;    // null: not known
     MessageAssembly messages_;
     CallAssembly requests_;
     std::map<uint64_t, std::shared_ptr<ServedCall>> served_;

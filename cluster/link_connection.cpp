@@ -81,9 +81,9 @@ bool LinkContext::admit(const NodeUuid& node, uint64_t incarnation) {
 }
 
 /// RPC may hold it longer than there is a connection.
-class Connection::Inward final : public wire::Lane::Server {
+class LinkConnection::Inward final : public wire::Lane::Server {
   public:
-    explicit Inward(std::shared_ptr<Connection*> connection) : connection_(std::move(connection)) {}
+    explicit Inward(std::shared_ptr<LinkConnection*> connection) : connection_(std::move(connection)) {}
     kj::Promise<void> take(TakeContext context) override {
         if (*connection_) (*connection_)->take(context.getParams().getFrame());
         context.releaseParams();
@@ -91,15 +91,15 @@ class Connection::Inward final : public wire::Lane::Server {
     }
 
   private:
-    const std::shared_ptr<Connection*> connection_;
+    const std::shared_ptr<LinkConnection*> connection_;
 };
 
-Connection::Connection(LinkContext& context, LinkEnd end, kj::Own<kj::AsyncIoStream> stream,
-                       kj::Maybe<wire::Gate::Client> gate, User& user)
+LinkConnection::LinkConnection(LinkContext& context, LinkEnd end, kj::Own<kj::AsyncIoStream> stream,
+                               kj::Maybe<wire::Gate::Client> gate, User& user)
     : context_(context),
       end_(end),
       user_(user),
-      self_(std::make_shared<Connection*>(this)),
+      self_(std::make_shared<LinkConnection*>(this)),
       stream_(kj::mv(stream)),
       network_(*stream_,
                end == LinkEnd::accepted ? capnp::rpc::twoparty::Side::SERVER : capnp::rpc::twoparty::Side::CLIENT,
@@ -112,23 +112,23 @@ Connection::Connection(LinkContext& context, LinkEnd end, kj::Own<kj::AsyncIoStr
     tasks_.add(network_.onDisconnect().then([this] { fail(); }));
 }
 
-Connection::~Connection() noexcept(false) {
+LinkConnection::~LinkConnection() noexcept(false) {
     *self_ = nullptr;
     context_.counters.window_bytes -= window();
     context_.counters.assembly_bytes -= held_;
 }
 
-wire::Gate::Client Connection::gate() {
+wire::Gate::Client LinkConnection::gate() {
     capnp::MallocMessageBuilder message(8);
     auto vat = message.initRoot<capnp::rpc::twoparty::VatId>();
     vat.setSide(capnp::rpc::twoparty::Side::SERVER);
     return rpc_.bootstrap(vat).castAs<wire::Gate>();
 }
 
-wire::Lane::Client Connection::inward() { return kj::heap<Inward>(self_); }
+wire::Lane::Client LinkConnection::inward() { return kj::heap<Inward>(self_); }
 
-void Connection::start(const NodeUuid& peer, uint64_t incarnation, wire::Lane::Client outward,
-                       std::shared_ptr<Channel> channel) {
+void LinkConnection::start(const NodeUuid& peer, uint64_t incarnation, wire::Lane::Client outward,
+                           std::shared_ptr<Channel> channel) {
     peer_ = peer;
     incarnation_ = incarnation;
     outward_ = kj::mv(outward);
@@ -136,7 +136,7 @@ void Connection::start(const NodeUuid& peer, uint64_t incarnation, wire::Lane::C
     heard_ = spoke_ = context_.timer.now();
 }
 
-void Connection::pump() {
+void LinkConnection::pump() {
     if (over_ || outward_ == nullptr) return;
     while (window() < limits::link_window_bytes) {
         auto next = queue_.next(call_window_ < call_window_bytes);
@@ -150,7 +150,7 @@ void Connection::pump() {
     }
 }
 
-void Connection::send(LinkFrame frame, size_t bytes, bool counted) {
+void LinkConnection::send(LinkFrame frame, size_t bytes, bool counted) {
     KJ_IF_MAYBE (lane, outward_) {
         frame.cluster = context_.shared.config.cluster;
         frame.incarnation = context_.shared.config.incarnation;
@@ -174,7 +174,7 @@ void Connection::send(LinkFrame frame, size_t bytes, bool counted) {
     }
 }
 
-void Connection::take(wire::Frame::Reader from) {
+void LinkConnection::take(wire::Frame::Reader from) {
     KJ_REQUIRE(!over_ && channel_, "the connection is over") { return; }
     heard_ = context_.timer.now();
     auto frame = decode_frame(from, end_);
@@ -196,7 +196,7 @@ void Connection::take(wire::Frame::Reader from) {
     KJ_FAIL_REQUIRE("peer_refused", done.error().message.c_str()) { return; }
 }
 
-void Connection::tick(kj::TimePoint now) {
+void LinkConnection::tick(kj::TimePoint now) {
     if (over_ || outward_ == nullptr) return;
     const auto silence = limits::link_silence_ms * kj::MILLISECONDS;
     if (now - heard_ > silence) {
@@ -209,18 +209,18 @@ void Connection::tick(kj::TimePoint now) {
     send(LinkFrame{}, 0, false);
 }
 
-void Connection::holds(size_t bytes) {
+void LinkConnection::holds(size_t bytes) {
     context_.counters.assembly_bytes += bytes - held_;
     held_ = bytes;
 }
 
-void Connection::fail() {
+void LinkConnection::fail() {
     if (std::exchange(over_, true)) return;
     context_.later(kj::evalLater([self = self_] {
         if (*self) (*self)->user_.over();
     }));
 }
 
-void Connection::taskFailed(kj::Exception&&) { fail(); }
+void LinkConnection::taskFailed(kj::Exception&&) { fail(); }
 
 }  // namespace mainstay

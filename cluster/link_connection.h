@@ -53,7 +53,8 @@ class LinkContext final : private kj::TaskSet::ErrorHandler {
     kj::TaskSet tasks_;
 };
 
-class Connection final : private kj::TaskSet::ErrorHandler {
+/// Its name is its own in the whole program: another class of this name would share its vtable.
+class LinkConnection final : private kj::TaskSet::ErrorHandler {
   public:
     class User {
       public:
@@ -66,10 +67,10 @@ class Connection final : private kj::TaskSet::ErrorHandler {
         virtual void over() = 0;
     };
     /// `gate`: what the other end finds (accepted); null where this end dialled.
-    Connection(LinkContext& context, LinkEnd end, kj::Own<kj::AsyncIoStream> stream, kj::Maybe<wire::Gate::Client> gate,
-               User& user);
-    ~Connection() noexcept(false);
-    KJ_DISALLOW_COPY(Connection);
+    LinkConnection(LinkContext& context, LinkEnd end, kj::Own<kj::AsyncIoStream> stream,
+                   kj::Maybe<wire::Gate::Client> gate, User& user);
+    ~LinkConnection() noexcept(false);
+    KJ_DISALLOW_COPY(LinkConnection);
 
     /// Where this end dialled.
     wire::Gate::Client gate();
@@ -106,7 +107,7 @@ class Connection final : private kj::TaskSet::ErrorHandler {
     LinkContext& context_;
     const LinkEnd end_;
     User& user_;
-    std::shared_ptr<Connection*> self_;  // what may outlive it finds null here
+    std::shared_ptr<LinkConnection*> self_;  // what may outlive it finds null here
     kj::Own<kj::AsyncIoStream> stream_;
     capnp::TwoPartyVatNetwork network_;
     capnp::RpcSystem<capnp::rpc::twoparty::VatId> rpc_;

@@ -44,7 +44,8 @@ kj::Promise<void> Dialler::dial() {
 }
 
 kj::Promise<void> Dialler::greet(kj::Own<kj::AsyncIoStream> stream) {
-    connection_ = kj::heap<Connection>(context_, LinkEnd::dialled, kj::mv(stream), nullptr, static_cast<User&>(*this));
+    connection_ =
+        kj::heap<LinkConnection>(context_, LinkEnd::dialled, kj::mv(stream), nullptr, static_cast<User&>(*this));
     auto request = connection_->gate().helloRequest();
     encode_hello(request.initHello(), context_.hello());
     request.setAnswers(connection_->inward());

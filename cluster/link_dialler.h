@@ -13,7 +13,7 @@
 
 namespace mainstay {
 
-class Dialler final : private Connection::User {
+class Dialler final : private LinkConnection::User {
   public:
     Dialler(LinkContext& context, LinkCalls& calls, LinkPeer target);
     /// What waited for the peer is dropped, its calls end.
@@ -46,7 +46,7 @@ class Dialler final : private Connection::User {
     LinkCalls& calls_;
     const LinkPeer target_;
     uint32_t back_off_ms_;
-    kj::Own<Connection> connection_;
+    kj::Own<LinkConnection> connection_;
     std::shared_ptr<Channel> channel_;  // null: not usable
     CallAssembly answers_;
     const std::shared_ptr<Dialler*> alive_ = std::make_shared<Dialler*>(this);  // for what may run after it is gone

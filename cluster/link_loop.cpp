@@ -147,7 +147,11 @@ void run_link(const std::shared_ptr<LinkShared>& shared, std::promise<Result<uin
         Loop loop(*shared, io, parsed->listen());
         listening.set_value(loop.port());
         told = true;
-        loop.run(io.waitScope);
+        try {
+            loop.run(io.waitScope);
+        } catch (const kj::Exception& why) {  // said before the loop is taken apart, which may not go well either
+            INVARIANT(false, (std::string("the link's loop has ended: ") + kj::str(why).cStr()).c_str());
+        }
     } catch (const kj::Exception& why) {
         // Once it runs, nothing is to be thrown here: the node must not go on without its link.
         INVARIANT(!told, why.getDescription().cStr());
