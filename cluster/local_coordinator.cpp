@@ -5,8 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -19,6 +21,7 @@ namespace {
 constexpr uint64_t format_version = 1;
 constexpr size_t slot_bytes = 4096;  // a slot never shares a sector with the other
 constexpr size_t slots = 2;
+constexpr int incarnation_random_bits = 22;  // 42 of milliseconds: to the year 2109
 constexpr std::string_view identity_magic = "mainstay-identity", epoch_magic = "mainstay-epoch";
 
 class Descriptor {
@@ -206,36 +209,53 @@ std::string epoch_slot(uint64_t epoch, uint64_t incarnation) {
     return text;
 }
 
-std::optional<uint64_t> parse_epoch(std::string_view slot) {
+struct Start {
+    uint64_t epoch = 0, incarnation = 0;
+};
+
+std::optional<Start> parse_start(std::string_view slot) {
     auto text = checked(slot);
     if (!text) return std::nullopt;
     const auto version = parse_number<uint64_t>(take(*text, epoch_magic), 10);
     if (!version || *version > format_version) return std::nullopt;
-    return parse_number<uint64_t>(take(*text, "epoch"), 10);
+    const auto epoch = parse_number<uint64_t>(take(*text, "epoch"), 10);
+    const auto incarnation = parse_number<uint64_t>(take(*text, "incarnation"), 16);
+    if (!epoch || !incarnation) return std::nullopt;
+    return Start{*epoch, *incarnation};
 }
 
-/// Makes `incarnation` the owner of the next epoch, durably.
-Result<Epoch> raise_epoch(const std::string& directory, uint64_t incarnation) {
+/// A later start has a higher one, because peers refuse whoever was there before a life that they have seen. The clock
+/// keeps that true where the directory is lost and made anew, the directory where the clock is set back.
+uint64_t next_incarnation(uint64_t before, Random& random) {
+    const auto since = std::chrono::system_clock::now().time_since_epoch();
+    const auto ms = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(since).count());
+    return std::max((ms << incarnation_random_bits) | random.below(uint64_t{1} << incarnation_random_bits), before + 1);
+}
+
+/// Makes another incarnation the owner of the next epoch, durably.
+Result<Start> raise_epoch(const std::string& directory, Random& random) {
     const std::string path = directory + "/epoch";
     const Descriptor file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
     if (!file.ok()) return failed("cannot be opened", path);
     const auto bytes = read_all(file.get(), slots * slot_bytes);
     if (!bytes) return failed("cannot be read", path);
-    std::optional<uint64_t> newest;
+    std::optional<Start> newest;
     size_t newest_slot = 0;
     for (size_t slot = 0; slot < slots && bytes->size() >= (slot + 1) * slot_bytes; ++slot) {
-        const auto epoch = parse_epoch(std::string_view(*bytes).substr(slot * slot_bytes, slot_bytes));
-        if (!epoch || (newest && *epoch <= *newest)) continue;
-        newest = epoch;
+        const auto start = parse_start(std::string_view(*bytes).substr(slot * slot_bytes, slot_bytes));
+        if (!start || (newest && start->epoch <= newest->epoch)) continue;
+        newest = start;
         newest_slot = slot;
     }
     if (!newest) return damaged(path, "is damaged: no slot has an epoch with a checksum that holds");
-    if (*newest == UINT64_MAX) return damaged(path, "is damaged: there is no higher epoch");
+    if (newest->epoch == UINT64_MAX) return damaged(path, "is damaged: there is no higher epoch");
+    if (newest->incarnation == UINT64_MAX) return damaged(path, "is damaged: there is no higher incarnation");
+    const Start next{newest->epoch + 1, next_incarnation(newest->incarnation, random)};
     const size_t next_slot = (newest_slot + 1) % slots;
-    if (!write_all(file.get(), epoch_slot(*newest + 1, incarnation), static_cast<off_t>(next_slot * slot_bytes)))
+    if (!write_all(file.get(), epoch_slot(next.epoch, next.incarnation), static_cast<off_t>(next_slot * slot_bytes)))
         return failed("cannot be written", path);
     if (::fsync(file.get()) != 0) return failed("cannot be synced", path);
-    return Epoch(*newest + 1);
+    return next;
 }
 
 bool exists(const std::string& path) {
@@ -287,10 +307,10 @@ Result<std::unique_ptr<LocalCoordinator>> LocalCoordinator::open(const std::stri
         if (auto formatted = format_directory(directory, random); !formatted) return formatted.error();
     const auto self = read_identity(directory);
     if (!self) return self.error();
-    const uint64_t incarnation = random.next();
-    const auto epoch = raise_epoch(directory, incarnation);
-    if (!epoch) return epoch.error();
-    return std::unique_ptr<LocalCoordinator>(new LocalCoordinator(lock.release(), *self, *epoch, incarnation));
+    const auto start = raise_epoch(directory, random);
+    if (!start) return start.error();
+    return std::unique_ptr<LocalCoordinator>(
+        new LocalCoordinator(lock.release(), *self, Epoch(start->epoch), start->incarnation));
 }
 
 LocalCoordinator::~LocalCoordinator() { ::close(lock_); }
