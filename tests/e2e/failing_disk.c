@@ -1,5 +1,6 @@
-// Preloaded into mainstayd by disk.py: while the file named by FAILING_DISK exists, fdatasync answers its content as
-// errno ("5": EIO) without doing anything, for file descriptors whose path contains FAILING_DISK_PATH.
+// Preloaded into mainstayd by disk.py and cluster_faults.py: while the file named by FAILING_DISK exists, fdatasync
+// answers its content as errno ("5": EIO) without doing anything, or does it after so many milliseconds ("d700"), for
+// file descriptors whose path contains FAILING_DISK_PATH.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -23,6 +24,10 @@ static int injected(int fd) {
     if (file < 0) return 0;
     const ssize_t got = read(file, text, sizeof text - 1);
     close(file);
+    if (got > 0 && text[0] == 'd') {
+        usleep((useconds_t)atoi(text + 1) * 1000);
+        return 0;
+    }
     return got > 0 ? atoi(text) : 0;
 }
 

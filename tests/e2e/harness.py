@@ -89,6 +89,7 @@ class Daemon:
         self.program = os.path.join(BIN, program)
         self.config = config or os.path.join(ROOT, "config", "mainstay.toml")
         self.flags = list(flags)
+        self.listen = "127.0.0.1:0"
         self.env = dict(env or {})
         for name, files in (("AGENTS", agents), ("MODELS", models)):
             if files is None:
@@ -122,7 +123,7 @@ class Daemon:
             log.write("--- start %d %s\n" % (self.generation, env or ""))
             log.flush()
             self.process = subprocess.Popen(
-                [*wrapper, self.program, "--config", self.config, "--data", self.data, "--listen", "127.0.0.1:0",
+                [*wrapper, self.program, "--config", self.config, "--data", self.data, "--listen", self.listen,
                  *self.flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True)
         LIVE.add(self)
