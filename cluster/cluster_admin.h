@@ -51,6 +51,7 @@ class ClusterAdmin {
     template <class T>
     using Answer = std::function<void(Result<T>)>;
 
+    virtual uint16_t shard_count() const = 0;
     virtual void status(Answer<ClusterStatus> done) = 0;
     virtual void nodes(Answer<std::vector<ClusterNodeInfo>> done) = 0;
     virtual void shards(Answer<std::vector<ClusterShardInfo>> done) = 0;

@@ -73,6 +73,7 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     void stop();
 
     // --- ClusterAdmin, any thread
+    uint16_t shard_count() const override { return identity_.meta.shards; }
     void status(Answer<ClusterStatus> done) override;
     void nodes(Answer<std::vector<ClusterNodeInfo>> done) override;
     void shards(Answer<std::vector<ClusterShardInfo>> done) override;

@@ -205,6 +205,8 @@ ClusterRoutes::ClusterRoutes(ClusterAdmin* cluster, Routes& routes) : cluster_(c
     add(routes, HttpMethod::post, base + "/shards/*/move", &ClusterRoutes::move);
     add(routes, HttpMethod::post, base + "/shards/*/force_lead", &ClusterRoutes::force_lead);
     add(routes, HttpMethod::get, base + "/decisions", &ClusterRoutes::decisions);
+    add(routes, HttpMethod::get, "/v1/sessions/*/place", &ClusterRoutes::place);
+    add(routes, HttpMethod::post, "/v1/sessions/*/migrate", &ClusterRoutes::migrate);
 }
 
 void ClusterRoutes::add(Routes& routes, HttpMethod method, std::string pattern, Checked handler) {
@@ -273,8 +275,12 @@ void ClusterRoutes::list_shards(const HttpRequest&, const PathParams&, const Rep
 }
 
 void ClusterRoutes::read_shard(const HttpRequest&, const PathParams& params, const Reply& reply) {
+    show_shard(params[0], reply);
+}
+
+void ClusterRoutes::show_shard(std::string name, const Reply& reply) {
     using Shards = std::vector<ClusterShardInfo>;
-    cluster_->shards(reply.then<Shards>([text = params[0]](Result<Shards> shards) {
+    cluster_->shards(reply.then<Shards>([text = std::move(name)](Result<Shards> shards) {
         if (!shards) return error_answer(shards.error());
         const auto shard = shard_from(text);
         for (const auto& info : *shards)
@@ -288,11 +294,29 @@ void ClusterRoutes::move(const HttpRequest& request, const PathParams& params, c
     if (!read_body(request, reply, "to", [&to](FieldReader& fields) { to = fields.required_text("to"); })) return;
     const auto shard = shard_from(params[0]);
     if (!shard) return reply.send(error_answer(no_shard(params[0])));
+    move_to(*shard, std::move(to), reply);
+}
+
+void ClusterRoutes::move_to(ShardId shard, std::string to, const Reply& reply) {
     with_node<ClusterShardInfo>(
-        reply, to, "to", reply.then<ClusterShardInfo>(one<ClusterShardInfo>(append_shard)),
-        [cluster = cluster_, shard = *shard](const NodeUuid& node, ClusterAdmin::Answer<ClusterShardInfo> done) {
+        reply, std::move(to), "to", reply.then<ClusterShardInfo>(one<ClusterShardInfo>(append_shard)),
+        [cluster = cluster_, shard](const NodeUuid& node, ClusterAdmin::Answer<ClusterShardInfo> done) {
             cluster->move(shard, node, std::move(done));
         });
+}
+
+void ClusterRoutes::migrate(const HttpRequest& request, const PathParams& params, const Reply& reply) {
+    std::string to;
+    if (!read_body(request, reply, "to", [&to](FieldReader& fields) { to = fields.required_text("to"); })) return;
+    const auto id = parse_session_id(params[0]);
+    if (!id) return reply.send(error_answer(ErrorCode::session_not_found, "There is no such session."));
+    move_to(shard_of({request.principal.tenant, *id}, cluster_->shard_count()), std::move(to), reply);
+}
+
+void ClusterRoutes::place(const HttpRequest& request, const PathParams& params, const Reply& reply) {
+    const auto id = parse_session_id(params[0]);
+    if (!id) return reply.send(error_answer(ErrorCode::session_not_found, "There is no such session."));
+    show_shard(std::to_string(shard_of({request.principal.tenant, *id}, cluster_->shard_count()).value), reply);
 }
 
 void ClusterRoutes::force_lead(const HttpRequest& request, const PathParams& params, const Reply& reply) {

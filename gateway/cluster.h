@@ -30,6 +30,11 @@ class ClusterRoutes {
     void list_shards(const HttpRequest& request, const PathParams& params, const Reply& reply);
     void read_shard(const HttpRequest& request, const PathParams& params, const Reply& reply);
     void move(const HttpRequest& request, const PathParams& params, const Reply& reply);
+    /// A session goes where its shard goes (docs/decisions/0021-a-session-moves-with-its-shard.md).
+    void migrate(const HttpRequest& request, const PathParams& params, const Reply& reply);
+    void place(const HttpRequest& request, const PathParams& params, const Reply& reply);
+    void show_shard(std::string name, const Reply& reply);
+    void move_to(ShardId shard, std::string to, const Reply& reply);
     void force_lead(const HttpRequest& request, const PathParams& params, const Reply& reply);
     void decisions(const HttpRequest& request, const PathParams& params, const Reply& reply);
 

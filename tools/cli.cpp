@@ -76,7 +76,7 @@ class Tree {
         leaf(model, "list", "what a request may name as `model`", [](CliContext& c) { list_models(c); });
     }
     void add_sessions() {
-        auto* session = app_.add_subcommand("session", "sessions: list, show, events, delete, resolve")
+        auto* session = app_.add_subcommand("session", "sessions: list, show, events, delete, resolve, migrate")
                             ->alias("sessions")
                             ->require_subcommand(1);
         session->fallthrough();
@@ -104,6 +104,10 @@ class Tree {
             ->required()
             ->check(CLI::IsMember({"done", "failed", "retry"}));
         resolve->add_option("--result", words_.result, "JSON that the call returned");
+        auto* migrate = leaf(session, "migrate", "let another node of the cluster lead it, and all of its shard",
+                             [this](CliContext& c) { migrate_session(c, words_.name, words_.to); });
+        migrate->add_option("id", words_.name)->required();
+        migrate->add_option("--to", words_.to, "node: a unique beginning of its uuid")->required();
     }
     void add_workers() {
         auto* worker = app_.add_subcommand("worker", "accelerator workers: list, show, drain")

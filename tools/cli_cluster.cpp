@@ -203,6 +203,14 @@ void move_shard(CliContext& context, const std::string& name, const std::string&
                           << "\n";
 }
 
+void migrate_session(CliContext& context, const std::string& session, const std::string& to) {
+    const auto shard = context.client.call("POST", "/v1/sessions/" + path_segment(session) + "/migrate",
+                                           json::serialize(json::object{{"to", to}}));
+    if (context.json) return print_json(context.streams.out, shard);
+    context.streams.error << "the session goes to node " << or_dash(cell(shard, "target")) << ", with all of shard "
+                          << cell(shard, "shard") << "\n";
+}
+
 void force_lead(CliContext& context, const std::string& name, bool accept_loss) {
     const auto shard = context.client.call("GET", shard_path(name));
     const std::string last = cell(shard, "last_index");

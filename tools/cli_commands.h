@@ -55,6 +55,7 @@ void show_node(CliContext& context, const std::string& name);
 void drain_node(CliContext& context, const std::string& name, bool on);
 void list_shards(CliContext& context, bool problems_only);
 void show_shard(CliContext& context, const std::string& name);
+void migrate_session(CliContext& context, const std::string& session, const std::string& to);
 void move_shard(CliContext& context, const std::string& name, const std::string& to);
 /// Without accept_loss it only says what would be lost, and fails.
 void force_lead(CliContext& context, const std::string& name, bool accept_loss);

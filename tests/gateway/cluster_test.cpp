@@ -242,6 +242,25 @@ TEST_CASE("cluster: a shard is moved, and led by force only with the index beyon
           std::vector<std::string>{"move 7 " + first_text, "move 8 " + first_text, "force_lead 7 12"});
 }
 
+TEST_CASE("cluster: a session is where its shard is, and goes where that goes") {
+    ClusterDoor door;
+    SessionId id;
+    id.high = id.low = 7;
+    do id.family.value += 1;
+    while (shard_of(SessionKey{TenantId{1}, id}, 8) != ShardId{7});
+    const std::string path = "/v1/sessions/" + to_text(id);
+    const auto place = door.running.ask("GET", path + "/place");
+    CHECK(place.status == 200);
+    CHECK(place.json().at("shard") == 7);
+    const auto moved = door.running.ask("POST", path + "/migrate", R"({"to":"a1cd"})");
+    CHECK(moved.status == 200);
+    CHECK(moved.json().at("target") == first_text.c_str());
+    CHECK(door.running.ask("POST", path + "/migrate", R"({"to":"ffff"})").code() == "node_not_found");
+    CHECK(door.running.ask("POST", path + "/migrate", "{}").status == 400);
+    for (const auto* other : {"/v1/sessions/x/place", "/v1/sessions/resp_x/place"})
+        CHECK(door.running.ask("GET", other).code() == "session_not_found");
+}
+
 TEST_CASE("cluster: decisions of one shard or all") {
     ClusterDoor door;
     const auto all = door.running.ask("GET", "/v1/cluster/decisions").json();

@@ -13,6 +13,7 @@ namespace mainstay {
 
 class FakeCluster final : public ClusterAdmin {
   public:
+    uint16_t shard_count() const override { return 8; }
     void status(Answer<ClusterStatus> done) override { later(std::move(done), status_now); }
     void nodes(Answer<std::vector<ClusterNodeInfo>> done) override { later(std::move(done), nodes_now); }
     void shards(Answer<std::vector<ClusterShardInfo>> done) override { later(std::move(done), shards_now); }
