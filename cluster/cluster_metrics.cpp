@@ -65,8 +65,6 @@ class Families {
     prometheus::Registry& registry_;
 };
 
-constexpr double days_of_seconds = 1.0 / 86400;
-
 // Families of several series.
 constexpr const char* shards_name = "mainstay_cluster_shards";
 constexpr const char* shards_help =
@@ -133,7 +131,7 @@ struct ClusterMetrics::Series {
         families.gauge("mainstay_cluster_proposals_waiting", "Proposals that are neither committed nor refused.");
     Gauge& reads_waiting = families.gauge("mainstay_cluster_reads_waiting", "Reads that are not confirmed yet.");
     Gauge& certificate =
-        families.gauge("mainstay_cluster_certificate_days", "Days that the certificate in use is still valid.");
+        families.gauge("mainstay_cluster_certificate_seconds", "How long the certificate in use is still valid.");
 
     std::vector<Total> proposals, changes;
     Durations commit = families.durations("mainstay_cluster_commit_duration_seconds",
@@ -182,15 +180,15 @@ struct ClusterMetrics::Series {
     Total refused_message = refusals("message"), refused_call = refusals("call");
 
     std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
-    int64_t certificate_days = 0;
+    double certificate_seconds = 0;
     double uptime() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count(); }
 };
 
-ClusterMetrics::ClusterMetrics(prometheus::Registry& registry, uint32_t shards, int64_t certificate_days)
+ClusterMetrics::ClusterMetrics(prometheus::Registry& registry, uint32_t shards, int64_t certificate_seconds)
     : series_(std::make_unique<Series>(registry)) {
     series_->configured.Set(shards);
-    series_->certificate_days = certificate_days;
-    series_->certificate.Set(static_cast<double>(certificate_days));
+    series_->certificate_seconds = static_cast<double>(certificate_seconds);
+    series_->certificate.Set(series_->certificate_seconds);
 }
 
 ClusterMetrics::~ClusterMetrics() = default;
@@ -207,7 +205,7 @@ void ClusterMetrics::follow(const ShardFigures& figures, const CoordinatorFigure
     to.lag.Set(static_cast<double>(figures.follower_lag_max));
     to.proposals_waiting.Set(static_cast<double>(figures.proposals_waiting));
     to.reads_waiting.Set(static_cast<double>(figures.reads_waiting));
-    to.certificate.Set(static_cast<double>(to.certificate_days) - to.uptime() * days_of_seconds);
+    to.certificate.Set(to.certificate_seconds - to.uptime());
     for (size_t i = 0; i < figures.proposals.size(); ++i) to.proposals[i].follow(figures.proposals[i]);
     to.commit.follow(figures.commit);
     to.confirmation.follow(figures.confirmation);

@@ -18,8 +18,9 @@ namespace mainstay {
 
 class ClusterMetrics {
   public:
-    /// `shards`: of the cluster. `certificate_days`: how long this node's certificate lasts from now.
-    ClusterMetrics(prometheus::Registry& registry, uint32_t shards, int64_t certificate_days);
+    /// `shards`: of the cluster. `certificate_seconds`: how long this node's certificate lasts
+    /// from now.
+    ClusterMetrics(prometheus::Registry& registry, uint32_t shards, int64_t certificate_seconds);
     ~ClusterMetrics();
     ClusterMetrics(const ClusterMetrics&) = delete;
     ClusterMetrics& operator=(const ClusterMetrics&) = delete;

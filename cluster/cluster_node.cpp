@@ -29,9 +29,9 @@ ReplicationSettings settings_for(uint16_t shards) {
 }
 
 /// Of the certificate that this process will use: another one is read with the next start.
-int64_t certificate_days(const ClusterSettings& settings) {
+int64_t certificate_seconds(const ClusterSettings& settings) {
     const auto facts = read_certificate(settings.directory + "/node.pem");
-    return facts ? facts->days_left : 0;
+    return facts ? facts->days_left * 86400 : 0;
 }
 
 Error unavailable(const std::string& why) { return {ErrorCode::coordinator_unavailable, why, {}}; }
@@ -102,7 +102,7 @@ ClusterNode::ClusterNode(ClusterSettings settings, ClusterIdentity identity, Sha
               return config;
           }(),
           log, *this),
-      metrics_(registry, identity_.meta.shards, certificate_days(settings_)) {
+      metrics_(registry, identity_.meta.shards, certificate_seconds(settings_)) {
     self_.node = identity_.self;
     self_.first_copy = first_copy;
 }

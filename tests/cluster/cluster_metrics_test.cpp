@@ -53,7 +53,7 @@ TEST_CASE("cluster metrics: a change is named after what it does to the record t
 
 TEST_CASE("cluster metrics: states stand as they are, totals grow by what was added, durations by their buckets") {
     prometheus::Registry registry;
-    ClusterMetrics metrics(registry, 24, 700);
+    ClusterMetrics metrics(registry, 24, 70000);
     ShardFigures figures;
     CoordinatorFigures coordinator;
     figures.shards_led = 8;
@@ -76,7 +76,7 @@ TEST_CASE("cluster metrics: states stand as they are, totals grow by what was ad
     CHECK(value(registry, "mainstay_cluster_shards{state=\"halted\"}") == 0);
     CHECK(value(registry, "mainstay_cluster_follower_lag_entries") == 41);
     CHECK(value(registry, "mainstay_cluster_coordinator_read_age_seconds") == doctest::Approx(1.5));
-    CHECK(value(registry, "mainstay_cluster_certificate_days") == doctest::Approx(700));
+    CHECK(value(registry, "mainstay_cluster_certificate_seconds") == doctest::Approx(70000));
     CHECK(value(registry, "mainstay_cluster_proposals_total{outcome=\"accepted\"}") == 1);
     CHECK(value(registry, "mainstay_cluster_proposals_total{outcome=\"under_replicated\"}") == 1);
     CHECK(value(registry, "mainstay_cluster_proposals_total{outcome=\"dropped\"}") == 0);
