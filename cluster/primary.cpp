@@ -70,8 +70,9 @@ void Primary::answered(const ReplicaName& from, const AppendAnswer& answer, Time
         follower->due = follower->due || follower->probing;
         follower->probing = false;
         follower->next = std::max(follower->next, follower->matched + 1);
-    } else if (answer.hint >= follower->matched && answer.hint + 1 < follower->next) {
-        follower->next = answer.hint + 1;
+    } else if (const uint64_t from_here = std::max(answer.hint, follower->matched) + 1; from_here < follower->next) {
+        // A hint skips a whole epoch, so it may lie below what is known to agree.
+        follower->next = from_here;
         follower->probing = follower->due = true;
         follower->window.clear();
         follower->window_bytes = 0;

@@ -68,8 +68,8 @@ class Catalogue {
     /// Whether `agent` may be applied: its model exists (model_not_found) and there is room (invalid_request naming
     /// agents_max). apply() itself does not ask, so that a restart can take things up in any order.
     Result<void> check(const AgentSpec& agent) const;
-    /// Makes it the latest of its name, as of `at` (0: nobody says; what restore() brings then takes its place). False if
-    /// it already was.
+    /// Makes it the latest of its name, as of `at` (0: nobody says; what restore() brings then takes its place). False
+    /// if it already was.
     bool apply(AgentPtr agent, TimeMs at = 0);
     bool apply(ModelPtr model, TimeMs at = 0);
     /// Applies models, checks and applies agents; the answer holds those that were not the latest before. On an error

@@ -70,10 +70,11 @@ void print(const Counts& c) {
     std::printf("unknown outcomes %llu (with effect %llu, late effect %llu), conflicts %llu\n", of(c.unknown),
                 of(c.unknown_with_effect), of(c.late_effects), of(c.conflicts));
     std::printf(
-        "truncations %llu, snapshots %llu, fenced %llu, groups lost %llu, leases lost %llu, dropped %llu, doubled "
+        "truncations %llu, snapshots %llu, fenced %llu, groups lost %llu, torn %llu, leases lost %llu, dropped %llu, "
+        "doubled "
         "%llu, damaged %llu, refused for want of space %llu\n",
-        of(c.truncations), of(c.snapshots), of(c.fenced), of(c.groups_lost), of(c.leases_lost), of(c.dropped),
-        of(c.doubled), of(c.damaged), of(c.refused_full));
+        of(c.truncations), of(c.snapshots), of(c.fenced), of(c.groups_lost), of(c.groups_torn), of(c.leases_lost),
+        of(c.dropped), of(c.doubled), of(c.damaged), of(c.refused_full));
     std::printf("acknowledged writes %llu, repeated requests %llu, reads %llu\n", of(c.acknowledged), of(c.repeats),
                 of(c.reads));
     std::fflush(stdout);
@@ -135,6 +136,7 @@ TEST_CASE("cluster: nothing acknowledged is lost, repeated or out of order in an
     CHECK(counts.confirms >= 3'000);
     CHECK(counts.fenced >= 15'000);
     CHECK(counts.groups_lost >= 3'500);
+    CHECK(counts.groups_torn >= 1'000);
     CHECK(counts.damaged >= 4'000);
     CHECK(counts.acknowledged >= 1'400'000);
     CHECK(counts.reads >= 600'000);

@@ -18,6 +18,16 @@ void Disk::sync_one() {
     commit = std::max(commit, one.group.commit);
 }
 
+void Disk::tear(size_t records) {
+    WriteGroup& group = pending.front().group;
+    const auto arrives = [&records] { return records > 0 ? records-- > 0 : false; };
+    group.commit = 0;
+    if (group.promise && !arrives()) group.promise.reset();
+    group.install.reset();  // as a whole, after everything else
+    if (group.truncate_to && !arrives()) group.truncate_to.reset();
+    group.entries.resize(std::min(records, group.entries.size()));
+}
+
 size_t Disk::lose_pending() {
     const size_t lost = pending.size();
     pending.clear();
@@ -36,7 +46,7 @@ DurableShard Disk::read() const {
     out.promised = promised;
     out.base = log.base();
     for (uint64_t i = log.base().index + 1; i <= log.last_index(); ++i) out.entries.push_back(log.entry(i));
-    out.commit = commit;
+    out.commit = log.base().index;
     return out;
 }
 

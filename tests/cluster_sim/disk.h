@@ -1,7 +1,7 @@
 #pragma once
-// A node's disk as one shard sees it. A group is durable with its sync or not at all (the journal's checksums make torn
-// groups vanish); at a crash any prefix of the groups that were under way may have arrived. What is durable here is
-// what the invariants are checked against.
+// A node's disk as one shard sees it. At a crash any prefix of the groups that were under way may have arrived, and of
+// the next one a beginning: promise, then cut, then entries, as the store writes them (docs/decisions/0022). What is
+// known to be committed is not kept. What is durable here is what the invariants are checked against.
 
 #include <cstdint>
 #include <deque>
@@ -30,6 +30,8 @@ struct Disk {
 
     /// The oldest group under way is on the disk.
     void sync_one();
+    /// At a crash: only the first `records` records of the oldest group under way arrive.
+    void tear(size_t records);
     /// At a crash, what did not arrive is gone. Returns how many groups that was.
     size_t lose_pending();
     void trim(uint64_t index);

@@ -44,7 +44,8 @@ struct Counts {
     std::array<uint64_t, fault_count> struck{};
     uint64_t take_overs = 0, hand_overs = 0, shrinks = 0, grows = 0, swaps = 0, confirms = 0, retired = 0;
     uint64_t unknown = 0, unknown_with_effect = 0, late_effects = 0, conflicts = 0;
-    uint64_t truncations = 0, snapshots = 0, fenced = 0, groups_lost = 0, leases_lost = 0, ambushes = 0;
+    uint64_t truncations = 0, snapshots = 0, fenced = 0, groups_lost = 0, groups_torn = 0, leases_lost = 0,
+             ambushes = 0;
     uint64_t dropped = 0, doubled = 0, damaged = 0, refused_full = 0;
     void add(const Counts& other);
     friend bool operator==(const Counts&, const Counts&) = default;

@@ -47,7 +47,11 @@ void History::stop(size_t n) {
     drop_sessions(n);
     // What was under way arrives in order, and some of it not at all.
     uint64_t first = node.disk.log.last_index() + 1;
-    for (size_t arrived = random_.below(node.disk.pending.size() + 1); arrived > 0; --arrived) {
+    const size_t arrive = random_.below(node.disk.pending.size() + 1);
+    const bool torn = arrive < node.disk.pending.size() && random_.below(2) == 0;
+    for (size_t left = arrive + torn; left > 0; --left) {
+        if (torn && left == 1) node.disk.tear(random_.below(node.disk.pending.front().group.entries.size() + 2));
+        counts_.groups_torn += torn && left == 1;
         oracle_.before_sync(node.disk);
         if (node.disk.pending.front().group.truncate_to)
             first = std::min(first, *node.disk.pending.front().group.truncate_to + 1);
