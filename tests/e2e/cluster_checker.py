@@ -20,12 +20,13 @@ violations as texts, each beginning with its rule:
 
 Times are of one monotonic clock. An attempt without an answer may have taken effect at any later time."""
 import collections
+import concurrent.futures
 import json
 import random
 import threading
 import time
 
-from harness import Lost, check, note, read_lines, text_of
+from harness import Failed, Lost, check, note, read_lines, text_of
 
 NEVER = float("inf")
 
@@ -66,13 +67,22 @@ def wanted_text(kind, text):
 
 
 def check_history(history):
-    return [*lost_and_doubled(history), *order(history), *stale(history), *split(history), *calls(history),
-            *streams(history)]
+    return [*unread(history), *lost_and_doubled(history), *order(history), *stale(history), *split(history),
+            *calls(history), *streams(history)]
 
 
 def lists_of(history):
     """conversation -> items, as the first node lists them."""
-    return {conversation: next(iter(lists.values())) for conversation, lists in history.final.items() if lists}
+    read = {conversation: [items for items in lists.values() if items is not None]
+            for conversation, lists in history.final.items()}
+    return {conversation: lists[0] for conversation, lists in read.items() if lists}
+
+
+def unread(history):
+    for conversation, lists in history.final.items():
+        for node, items in lists.items():
+            if items is None:
+                yield "STUCK: %s cannot be read from %s" % (conversation, node)
 
 
 def lost_and_doubled(history):
@@ -87,6 +97,8 @@ def lost_and_doubled(history):
         conversation = tries[0]["conversation"]
         times = found.get(conversation, {}).get(text, 0)
         answers = [one for one in tries if one["outcome"] == "ok"]
+        if conversation not in lists:
+            continue  # unread() says so
         if answers and times == 0:
             yield "LOST: %s was acknowledged by %s and is not in %s" % (text, answers[0]["node"], conversation)
         if times > 1:
@@ -182,7 +194,7 @@ def stale(history):
 
 def split(history):
     for conversation, lists in history.final.items():
-        nodes = sorted(lists)
+        nodes = sorted(node for node, items in lists.items() if items is not None)
         for node in nodes[1:]:
             if lists[node] != lists[nodes[0]]:
                 yield "SPLIT: %s and %s list %s differently" % (nodes[0], node, conversation)
@@ -438,22 +450,33 @@ class Load:
         while not (rests := self.resolve(nodes[0])) and time.monotonic() < until:
             time.sleep(0.2)
         self.history.settled = rests
-        for conversation in self.conversations:
-            self.history.final[conversation] = {node.name: node.items(conversation) for node in nodes}
+        # At once, because what is not served is waited for.
+        pairs = [(conversation, node) for conversation in self.conversations for node in nodes]
+        with concurrent.futures.ThreadPoolExecutor(len(pairs)) as pool:
+            for (conversation, node), items in zip(pairs, pool.map(lambda pair: self.listed(pair[1], pair[0]), pairs)):
+                self.history.final.setdefault(conversation, {})[node.name] = items
         answers = [one for one in self.history.attempts if one["outcome"] == "ok"]
         for one in dice.sample(answers, min(len(answers), 200)):
             node = dice.choice(nodes)
-            answer = node.request("GET", "/v1/responses/" + one["response"])
+            try:
+                answer = node.request("GET", "/v1/responses/" + one["response"], timeout=self.patience)
+            except Lost:
+                continue
             body = answer.json if answer.status == 200 else {}
             self.history.responses[one["response"]] = (node.name, body.get("status", answer.status), body.get("output"))
         self.history.called = read_lines(self.ledger + ".started")
         self.history.done = read_lines(self.ledger)
         return self.history
 
-    def verdict(self, settle=True):
+    def listed(self, node, conversation):
+        try:
+            return node.items(conversation)
+        except (Failed, Lost):
+            return None
+
+    def verdict(self, patience=60):
         """Settles, checks; the violations."""
-        history = self.settle() if settle else self.history
-        return list(check_history(history))
+        return list(check_history(self.settle(patience)))
 
     def save(self, path):
         """What clients were told, as JSON lines by time."""
@@ -550,6 +573,7 @@ VIOLATIONS = {
     "a payment without an end": ("SILENT", lambda h: unknown_call(h, seen=False)),
     "deltas lack a piece": ("STREAM", lambda h: h.attempts[0]["stream"]["deltas"].update(msg_a1="heard")),
     "events lack a number": ("STREAM", lambda h: h.attempts[0]["stream"].update(numbers=[0, 2])),
+    "a list cannot be read": ("STUCK", lambda h: h.final["c"].update(n1=None)),
     "a session does not rest": ("STUCK", lambda h: setattr(h, "settled", False)),
     "a turn failed": ("STUCK", lambda h: h.attempts[0].update(status="failed")),
 }
