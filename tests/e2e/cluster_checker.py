@@ -456,7 +456,10 @@ class Load:
             for (conversation, node), items in zip(pairs, pool.map(lambda pair: self.listed(pair[1], pair[0]), pairs)):
                 self.history.final.setdefault(conversation, {})[node.name] = items
         answers = [one for one in self.history.attempts if one["outcome"] == "ok"]
+        until = time.monotonic() + patience
         for one in dice.sample(answers, min(len(answers), 200)):
+            if time.monotonic() > until:
+                break
             node = dice.choice(nodes)
             try:
                 answer = node.request("GET", "/v1/responses/" + one["response"], timeout=self.patience)
