@@ -289,8 +289,10 @@ void SessionActor::on(SubmitTurn& ask) {
     submit.inherited = std::move(ask.inherited);
     submit.after_turn = ask.after;
     if (ask.key) {
-        submit.known_key = known_key(*ask.key);
+        // What is forgotten here is in the store, so it is looked for there only after that: else neither would know
+        // it.
         if (++keyed_turns_ % (limits::recent_keys_max / 4) == 0) forget_applied_keys();
+        submit.known_key = known_key(*ask.key);
     }
     const TimeMs deadline = ask.request.timeout_ms ? ctx.now + ask.request.timeout_ms : 0;
     const bool existed = session_->exists();

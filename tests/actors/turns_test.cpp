@@ -1,5 +1,6 @@
 // Keys, the queue of inputs, admission, cancellation, deletion and drain, as callers meet them.
 
+#include "runtime/base/limits.h"
 #include "tests/support/actor_fixture.h"
 
 using namespace mainstay;
@@ -98,6 +99,16 @@ TEST_CASE("a key is remembered over sleep, application to the state and a kill")
     AskTurn other{"hello", "plain", "order-1"};
     other.digest = 2;
     CHECK(node.turn(key, other)->code() == "idempotency_key_reused");
+    CHECK(node.info(key)->value().turns == 1);
+}
+
+TEST_CASE("a key is remembered however often it is repeated, also when memory leaves it to the state") {
+    ActorFixture node;
+    const auto key = node.new_session();
+    node.turn(key, {"hello", "plain", "order-1"});
+    node.store().run();
+    for (size_t i = 0; i < limits::recent_keys_max; ++i)
+        REQUIRE(node.turn(key, {"hello", "plain", "order-1"})->value().turn->no == TurnNo{1});
     CHECK(node.info(key)->value().turns == 1);
 }
 
