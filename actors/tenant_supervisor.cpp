@@ -42,6 +42,12 @@ TenantState::Child& child_of(Self self, NodeContext* node, const SessionKey& key
     return child;
 }
 
+/// Reads, and what ends or closes something that was accepted before, are welcome always.
+bool brings_something_new(const Ask& ask) {
+    return std::holds_alternative<SubmitTurn>(ask) || std::holds_alternative<OpenSession>(ask) ||
+           std::holds_alternative<AppendItems>(ask) || std::holds_alternative<ChangeMetadata>(ask);
+}
+
 void refuse_crowded(const EnvelopePtr& envelope) {
     refuse(envelope->ask, {ErrorCode::too_many_sessions, "sessions_active_max sessions are in memory and busy", {}});
 }
@@ -52,6 +58,8 @@ void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
     // The router has looked as well, but the shard may have been lost on the way from there.
     if (const auto place = node->place_of(node->shard_of(key)); place.where != ShardPlace::Where::here)
         return refuse(envelope->ask, NodeContext::elsewhere(place, node->shard_of(key)));
+    else if (place.refuses && brings_something_new(envelope->ask))
+        return refuse(envelope->ask, {*place.refuses, "the session's shard takes nothing new at present", {}});
     if (state.quarantined.contains(key)) {
         refuse(envelope->ask,
                {ErrorCode::session_quarantined, "the session crashed again and again and is set aside", {}});

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 
 #include "cluster/coordinator.h"
 
@@ -18,6 +19,9 @@ struct ShardPlace {
     Where where = Where::nowhere;
     NodeUuid node{};  // with there
     Epoch epoch;      // with here: that it is led in
+    /// With here: why nothing new is accepted at present (under_replicated, storage_full, journal_backlog_full). What
+    /// was accepted before goes on: it waits for its commit.
+    std::optional<ErrorCode> refuses;
 };
 
 class ShardDirectory {

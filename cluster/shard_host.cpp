@@ -7,7 +7,6 @@
 #include <chrono>
 
 #include "cluster/membership.h"
-#include "runtime/base/crash_point.h"
 #include "runtime/base/invariant.h"
 
 namespace mainstay {
@@ -21,6 +20,7 @@ constexpr uint32_t retry_ms = 200;          // of a coordinator that does not an
 constexpr size_t acks_searched = 32;        // for another acknowledgement to the same target
 constexpr uint32_t hand_over_poll_ms = 10;  // a poll with a bound
 constexpr milliseconds figures_interval(1000);
+constexpr int lists_spaced = 10;  // times what one takes
 
 TimeMs steady_ms() {
     return static_cast<TimeMs>(
@@ -123,11 +123,14 @@ void ShardHost::run() {
         take(taken);
         taken = {};
         if (steady_clock::now() >= tick_at) {
+            const bool full = log_.out_of_space(), filled = full != std::exchange(full_, full);
             for (uint16_t number = 0; number < members_.size(); ++number) {
                 const ShardId shard{number};
+                if (filled) step(shard, SpaceChanged{full});
                 if (config_.busy) hold_or_not(shard);
                 step(shard, ShardTick{});
                 if (!members_[number].deferred.empty()) offer_deferred(shard);
+                if (members_[number].member->serving()) place(shard);
             }
             tick_at = std::max(tick_at + beat, steady_clock::now());
             if (tick_at >= count_at + figures_interval) {
@@ -187,7 +190,18 @@ void ShardHost::offer(ShardId shard, Waiting proposal) {
     step(shard, Propose{++tokens_, member.waiting.back().entry});
 }
 
-/// The hand-over did not come about.
+/// What a proposal would be refused for, were it made now: said before somebody decides anything.
+std::optional<ErrorCode> ShardHost::refuses(ShardId shard) const {
+    const Member& member = members_[shard.value];
+    const auto& record = member.member->configurations().record();
+    if (record.in_sync.size() < record.min_in_sync) return ErrorCode::under_replicated;
+    if (member.member->replica().full()) return ErrorCode::storage_full;
+    if (member.waiting.size() + member.deferred.size() >= config_.replication.uncommitted_max / 2)
+        return ErrorCode::journal_backlog_full;
+    return std::nullopt;
+}
+
+/// A hand-over did not come about, or there is room again.
 void ShardHost::offer_deferred(ShardId shard) {
     auto deferred = std::exchange(members_[shard.value].deferred, {});
     for (auto& proposal : deferred) offer(shard, std::move(proposal));
@@ -234,8 +248,10 @@ void ShardHost::perform(ShardId shard) {
         // Refused in the step that proposed it: it is the newest.
         auto waiting = std::move(member.waiting.back());
         member.waiting.pop_back();
-        if (refused.why == ProposeRefusal::handing_over)
-            member.deferred.push_back(std::move(waiting));  // in a moment another node leads, or this one goes on
+        const bool leads = refused.why != ProposeRefusal::not_primary && refused.why != ProposeRefusal::recovering;
+        if (leads)
+            member.deferred.push_back(
+                std::move(waiting));  // it was admitted: it waits until another node leads or it may
         else if (waiting.target)
             waiting.target->refused();
     }
@@ -256,7 +272,6 @@ void ShardHost::perform(ShardId shard) {
                 same->second = std::max(same->second, done.last);
         }
         for (auto& [target, last] : acks_) target->acknowledged(last, last);
-        crash_point("shard.after_ack");
     }
     for (const uint64_t token : out.reads_ready) end_read(member, token, true);
     if (out.step_down) {
@@ -354,6 +369,7 @@ void ShardHost::place(ShardId shard) {
     if (serving) {
         next.where = ShardPlace::Where::here;
         next.epoch = *serving;
+        next.refuses = refuses(shard);
     } else if (record.primary.node != config_.self.name.node) {
         const auto current = view();
         const auto leads = [&](const LiveNode& node) {
@@ -366,7 +382,9 @@ void ShardHost::place(ShardId shard) {
     }
     std::unique_lock lock(places_mutex_);
     ShardPlace& place = places_[shard.value];
-    if (place.where != next.where || place.node != next.node || place.epoch != next.epoch) placed_ = true;
+    if (place.where != next.where || place.node != next.node || place.epoch != next.epoch ||
+        place.refuses != next.refuses)
+        placed_ = true;
     place = next;
     sights_[shard.value] = {record,
                             record.primary == config_.self.name && record.incarnation == config_.self.incarnation,
@@ -469,14 +487,15 @@ void ShardHost::ask(std::function<void(ClusterCoordinator&)> question) {
 
 void ShardHost::talk_to_coordinator() {
     ::pthread_setname_np(::pthread_self(), "coordinator");
-    auto listed_at = steady_clock::now() - milliseconds(config_.list_spacing_ms);
+    auto spacing = milliseconds(config_.list_spacing_ms);
+    auto listed_at = steady_clock::now() - spacing;
     bool failed = false;
     while (true) {
         std::deque<CoordinatorWork> work;
         bool look_now = false;
         {
             std::unique_lock lock(work_mutex_);
-            const auto due = listed_at + milliseconds(failed ? retry_ms : config_.list_spacing_ms);
+            const auto due = listed_at + (failed ? milliseconds(retry_ms) : spacing);
             // A look that is wanted waits for its spacing; changes do not wait for it.
             while (!work_stops_ && work_.empty() && !(list_wanted_ && steady_clock::now() >= due)) {
                 if (list_wanted_)
@@ -503,8 +522,11 @@ void ShardHost::talk_to_coordinator() {
                 one.done(answer);
         }
         if (!look_now) continue;
+        const auto began = steady_clock::now();
         failed = !list();
         listed_at = steady_clock::now();
+        const auto rest = std::chrono::duration_cast<milliseconds>(lists_spaced * (listed_at - began));
+        spacing = std::clamp(rest, milliseconds(config_.list_spacing_min_ms), milliseconds(config_.list_spacing_ms));
         if (failed) look();
     }
 }

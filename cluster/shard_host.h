@@ -52,7 +52,9 @@ struct ShardHostConfig {
     LiveNode self;
     ReplicationSettings replication;
     uint32_t lease_ms = limits::node_lease_ms;
-    uint32_t list_spacing_ms = 50;  // between two reads of the coordinator, whatever hints say
+    /// Between two reads of the coordinator, whatever hints say: ten times what the last one took, at least the one
+    /// and at most the other. A hand-over waits for two of them, so where a read is short they follow soon.
+    uint32_t list_spacing_min_ms = 5, list_spacing_ms = 50;
     std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
     /// Whether a hand-over by wish should wait: a tool call that must not be lost is under way. Asked on the host's
     /// thread, at most for hand_over_hold_ms.
@@ -183,6 +185,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void perform(ShardId shard);
     void offer(ShardId shard, Waiting proposal);
     void offer_deferred(ShardId shard);
+    std::optional<ErrorCode> refuses(ShardId shard) const;
     void hold_or_not(ShardId shard);
     void drop_waiting(Member& member);
     void end_read(Member& member, uint64_t token, bool confirmed);
@@ -208,6 +211,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     uint64_t tokens_ = 0;                                        // host thread
     std::map<NodeUuid, std::vector<ReplicationMessage>> sends_;  // host thread, of one round
     std::vector<std::pair<std::shared_ptr<AckTarget>, Sequence>> acks_;
+    bool full_ = false;     // host thread: as the members were told
     bool placed_ = false;   // host thread: a place has changed in this round
     ShardFigures figures_;  // host thread
     CoordinatorFigures coordinator_figures_;

@@ -87,6 +87,7 @@ class DiskStore final : public Store, public ShardLog {
     void apply_entries(ShardId shard, uint64_t index) override;
     Result<std::unique_ptr<ShardSnapshot>> snapshot(ShardId shard) override;
     void stage(ShardId shard, const StagePart& part) override;
+    bool out_of_space() const override;
     /// What a store that was alone has becomes a cluster's first copy: each shard at its index, in `epoch`. Everything
     /// appended must be applied (flush()), and the store be closed afterwards.
     Result<void> adopt(const StoreUuid& cluster, Epoch epoch);

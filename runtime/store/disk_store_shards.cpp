@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "runtime/base/crash_point.h"
 #include "runtime/base/invariant.h"
 #include "runtime/store/disk_store.h"
 #include "runtime/store/disk_store_meta.h"
@@ -293,6 +292,15 @@ void DiskStore::stage(ShardId shard, const StagePart& part) {
     if (auto added = state.staged->add(*part.bytes); !added) die("staging a snapshot: " + added.error().message);
 }
 
+bool DiskStore::out_of_space() const {
+    {
+        std::lock_guard lock(mutex_);
+        if (apply_blocked_) return true;
+    }
+    const auto room = log_->admit(limits::group_bytes_max);
+    return !room && room.error().code == ErrorCode::storage_full;
+}
+
 /// Applier only. The shard's rows are replaced as a whole, in one transaction; what the tail had of it is applied
 /// before, so that nothing older comes afterwards.
 void DiskStore::install_pending() {
@@ -339,9 +347,7 @@ void DiskStore::install(Install& install) {
         promised = shards_[install.shard.value].promised;
     }
     ops.push_back({Table::meta, shard_row_key(install.shard), shard_row(install.at, promised), false});
-    crash_point("state.before_install");
     if (auto applied = state_->apply(ops); !applied) return die("installing a snapshot: " + applied.error().message);
-    crash_point("state.after_install");
 
     {
         std::lock_guard lock(shards_mutex_);

@@ -111,6 +111,8 @@ class ShardLog {
     /// A copy of the applied state. Takes as long as reading the shard takes.
     virtual Result<std::unique_ptr<ShardSnapshot>> snapshot(ShardId shard) = 0;
     virtual void stage(ShardId shard, const StagePart& part) = 0;
+    /// No room for new entries; those that come all the same are kept for as long as the reserve lasts.
+    virtual bool out_of_space() const = 0;
 };
 
 }  // namespace mainstay
