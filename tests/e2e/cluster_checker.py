@@ -465,6 +465,8 @@ class Load:
                 answer = node.request("GET", "/v1/responses/" + one["response"], timeout=self.patience)
             except Lost:
                 continue
+            if answer.status not in (200, 404):
+                continue  # not served: unread() has its conversation
             body = answer.json if answer.status == 200 else {}
             self.history.responses[one["response"]] = (node.name, body.get("status", answer.status), body.get("output"))
         self.history.called = read_lines(self.ledger + ".started")
