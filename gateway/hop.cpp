@@ -303,6 +303,7 @@ void Hop::look(Answer failed, std::optional<ShardId> shard) {
     not_before_ms_ = now + uint64_t{factor} * hops_.times_.back_off_ms;
     hops_.waiting_.insert(this);
     hops_.metrics_.waiting(hops_.waiting_.size());
+    if (hops_.on_waiting) hops_.on_waiting();
     hops_.watch();  // before it looks: no change falls between the two
     look_again(now);
 }
@@ -320,6 +321,7 @@ void Hop::look_again(uint64_t now_ms) {
     const bool tried =
         place.where == tried_.where && (place.where == ShardPlace::Where::here || place.node == tried_.node);
     if (tried && now_ms < not_before_ms_) return;
+    if (!tried) looks_ = 1;  // what came before says nothing about another owner, who may be ready any moment
     stop_waiting();
     splice_.next_source();
     if (place.where == ShardPlace::Where::here)

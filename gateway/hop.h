@@ -158,6 +158,9 @@ class Hops {
                                size_t& route);
     /// Now and then, for what waits.
     void tick();
+    bool waiting() const { return !waiting_.empty(); }
+    /// Called when a request begins to wait: ticks are due until none does.
+    std::function<void()> on_waiting;
 
   private:
     friend class Hop;

@@ -39,6 +39,7 @@ constexpr size_t buffer_bytes_kept = 64 * 1024;       // a larger one is given b
 constexpr size_t linger_bytes_max = 4 * 1024 * 1024;  // read and dropped after a refusal, so that the answer arrives
 constexpr uint32_t linger_ms = 2'000;
 constexpr uint32_t timeout_grace_ms = 2'000;  // beyond X-Mainstay-Timeout-Ms, for the node's own answer
+constexpr uint32_t hop_tick_ms = 5;           // while requests wait for an owner
 
 /// Milliseconds; coarse (4 ms) is enough for deadlines and costs 5 ns.
 uint64_t coarse_ms() {
@@ -138,6 +139,7 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
     void accept();
     void accepted(Tcp::socket socket);
     void tick();
+    void tick_hops();
     void update_date();
     void rest(uint64_t now);
     void begin_drain();
@@ -147,6 +149,8 @@ class Door::Core : public std::enable_shared_from_this<Door::Core> {
     std::optional<Tcp::acceptor> acceptor_;
     asio::steady_timer tick_timer_{io};
     asio::steady_timer accept_timer_{io};
+    asio::steady_timer hop_timer_{io};
+    bool hops_ticking_ = false;
     std::unordered_set<Connection*> connections_;
     uint64_t request_id_base_ = 0, requests_ = 0, drain_deadline_ = 0;
     uint64_t requests_seen_ = 0, quiet_since_ = 0;  // by the last tick; when the newest of them was seen
@@ -643,6 +647,7 @@ void Door::Core::open_mailbox(Bridge& bridge, prometheus::Registry& registry) {
     if (config.shards == nullptr || config.hop_caller == nullptr) return;
     hops = std::make_unique<Hops>(HopTimes{config.hop_wait_ms, config.hop_back_off_ms}, *config.shards,
                                   *config.hop_caller, bridge, api.routes(), mailbox, registry);
+    hops->on_waiting = [this] { tick_hops(); };
     hop_server = std::make_shared<HopServer>(api.routes(), mailbox, registry);
 }
 
@@ -726,6 +731,18 @@ void Door::Core::tick() {
     });
 }
 
+/// Who waits for an owner is looked after more often than deadlines are: its pause is what a client sees of a move.
+void Door::Core::tick_hops() {
+    if (std::exchange(hops_ticking_, true)) return;
+    hop_timer_.expires_after(std::chrono::milliseconds(std::min(hop_tick_ms, config.tick_ms)));
+    hop_timer_.async_wait([this](const SystemError& ec) {
+        hops_ticking_ = false;
+        if (ec) return;
+        hops->tick();
+        if (hops->waiting()) tick_hops();
+    });
+}
+
 /// After some seconds without a request the thread gives back what its busiest moment took.
 void Door::Core::rest(uint64_t now) {
     if (requests_ != requests_seen_) {
@@ -767,7 +784,9 @@ void Door::Core::begin_drain() {
 
 void Door::Core::end_if_idle() {
     // Without connections, listener and timer nothing is left to do, and run() returns.
-    if (draining && idle()) tick_timer_.cancel();
+    if (!draining || !idle()) return;
+    tick_timer_.cancel();
+    hop_timer_.cancel();
 }
 
 void Door::Core::append_request_id(std::string& out) {

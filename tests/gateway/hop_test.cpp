@@ -183,8 +183,8 @@ struct SharedTurns {
 };
 
 struct Node {
-    Node(uint8_t number, Lead& lead, Wire& wire, uint32_t wait_ms = 5'000)
-        : name(node_no(number)), view(lead, name), door(config(view, wire, wait_ms)) {
+    Node(uint8_t number, Lead& lead, Wire& wire, uint32_t wait_ms = 5'000, uint32_t tick_ms = 2)
+        : name(node_no(number)), view(lead, name), door(config(view, wire, wait_ms, tick_ms)) {
         door.bridge.refuses = [this, &lead]() -> std::optional<Error> {
             const auto leader = lead.get();
             if (leader == name) return std::nullopt;
@@ -192,9 +192,9 @@ struct Node {
         };
         wire.connect(name, door.door.hop_server());
     }
-    static DoorConfig config(View& view, Wire& wire, uint32_t wait_ms) {
+    static DoorConfig config(View& view, Wire& wire, uint32_t wait_ms, uint32_t tick_ms) {
         auto config = RunningDoor::quick();
-        config.tick_ms = 2;
+        config.tick_ms = tick_ms;
         config.shards = &view;
         config.hop_caller = &wire;
         config.hop_wait_ms = wait_ms;
@@ -235,7 +235,8 @@ struct Node {
 };
 
 struct Cluster {
-    explicit Cluster(uint32_t wait_ms = 5'000) : a(1, lead, wire, wait_ms), b(2, lead, wire, wait_ms) {}
+    explicit Cluster(uint32_t wait_ms = 5'000, uint32_t tick_ms = 2)
+        : a(1, lead, wire, wait_ms, tick_ms), b(2, lead, wire, wait_ms, tick_ms) {}
     Lead lead;
     Wire wire;
     Node a, b;
@@ -417,6 +418,17 @@ TEST_CASE("hop: where nobody comes to lead the shard, the error goes out after t
     CHECK(cluster.a.door.ask("POST", "/v1/responses", hello).code() == "shard_unavailable");
     CHECK(cluster.a.hops("unreachable") > 0);
     CHECK(cluster.a.metric("mainstay_http_hop_waiting_requests") == 0);
+}
+
+TEST_CASE("hop: who waits for an owner that is not ready waits for no tick of the door") {
+    Cluster cluster(50'000, 60'000);
+    cluster.lead.set(cluster.b.name);
+    std::atomic<int> refused{0};
+    cluster.b.door.bridge.refuses = [&]() -> std::optional<Error> {
+        return ++refused <= 3 ? std::optional(elsewhere()) : std::nullopt;
+    };
+    CHECK(cluster.a.door.ask("POST", "/v1/responses", hello).status == 200);  // a client gives up before a minute
+    CHECK(refused == 4);
 }
 
 TEST_CASE("hop: who is sent back again and again is told so after the bound of attempts") {
