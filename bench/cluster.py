@@ -34,6 +34,7 @@ sys.dont_write_bytecode = True
 NODES = 3
 LEASE_S = 5
 CONNECTIONS = 64
+QUIET_LOAD = 1.0
 SECTIONS = ("turns", "reads", "idle", "move", "sessions", "failover")
 
 
@@ -415,6 +416,7 @@ def measure_sessions():
         time.sleep(0.02)
     installed = 'mainstay_cluster_snapshots_total{outcome="installed"}'
     sent = metrics(leader)["mainstay_cluster_snapshot_sent_bytes_total"]
+    wanted = leader.asked("/v1/cluster/shards/0")["commit_index"]
     begun = time.monotonic()
     victim.launch()
     times = {}
@@ -428,10 +430,12 @@ def measure_sessions():
             continue
         if "installed_s" not in times and metrics(victim)[installed] > 0:
             times["installed_s"] = now
-        known = leader.asked("/v1/cluster/shards/0")
+        known, own = leader.asked("/v1/cluster/shards/0"), victim.asked("/v1/cluster/shards/0")
+        if "caught_up_s" not in times and own and own["commit_index"] >= wanted:
+            times["caught_up_s"] = now
         if known and len(known["in_sync"]) == NODES:
             times["in_sync_s"] = now
-    out["empty_disk"] = {**times, "snapshot_bytes": metrics(leader)["mainstay_cluster_snapshot_sent_bytes_total"] - sent}
+    out["empty_disk"] = {**times, "entries": wanted, "snapshot_bytes": metrics(leader)["mainstay_cluster_snapshot_sent_bytes_total"] - sent}
     say(f"sessions: empty disk: {out['empty_disk']}")
     cluster.close()
     return out
@@ -511,7 +515,12 @@ def targets(report):
         return value
 
     one, three = get("turns", "one node", "turns_per_s"), get("turns", "cluster, three doors", "turns_per_s")
-    out.at_least("replicated turns/s, share of one node's", three / one if one and three else None, 0.25, "x")
+    # Beside others the single node loses most, and the ratio says nothing: then it counts as not measured.
+    quiet = report.get("load", {}).get("turns", 99) < QUIET_LOAD
+    out.at_least("replicated turns/s, share of one node's (quiet machine)", three / one if one and three and quiet else None,
+                 0.25, "x")
+    one, three = get("turns", "one node", "cpu_ms_per_turn"), get("turns", "cluster, three doors", "cpu_ms_per_turn")
+    out.at_most("CPU of all per turn, times one node's", three / one if one and three else None, 4, "x")
     out.at_most("turns refused or lost under load", get("turns", "cluster, three doors", "errors"), 0, "")
     writable = get("failover", "writable", "p99_ms")
     out.at_most("kill -9: writable again, p99 over all shards", writable and writable / 1000, LEASE_S + 2, "s")
@@ -549,6 +558,9 @@ def page(report, rows):
                          turns[kind]["cpu_ms_per_turn"], turns[kind]["load_cpu_ms_per_turn"], turns[kind]["syncs_per_turn"],
                          turns[kind]["disk_bytes_per_turn"] / 1024, turns[kind]["link_bytes_per_turn"] / 1024,
                          turns[kind]["replicated_bytes_per_turn"] / 1024, turns[kind]["errors"]] for kind in kinds]) + [""]
+        lines += ["Where others use the machine too (the load above), one node loses more to them than three do and the ratio of "
+                  "rates flatters the cluster. CPU per turn does not depend on that: on cores that have nothing else to do, the "
+                  "quarter that is wanted is four times the CPU.", ""]
         lines += [f"A record's commit takes {turns['commit_mean_ms']:.2f} ms on average over all of these runs.", ""]
     if "reads" in report:
         reads = report["reads"]
@@ -582,9 +594,10 @@ def page(report, rows):
                   f"{found['move']['max_ms']:.0f} ms.", ""]
         lines += moves_table(found) + [""]
         lines += ["A node that comes back with an empty disk, from its start (it comes in after 30 s of good behaviour):", ""]
-        lines += table(["event", "after s"], [["door open", empty["door_s"]], ["snapshot installed", empty.get("installed_s")],
+        lines += table(["event", "after s"], [["door open", empty["door_s"]], ["snapshot installed (-: the log sufficed)", empty.get("installed_s")],
+                                             ["holds all that was committed before", empty.get("caught_up_s")],
                                              ["in sync on record", empty["in_sync_s"]]])
-        lines += ["", f"Snapshot: {empty['snapshot_bytes'] / 1e6:.1f} MB sent.", ""]
+        lines += ["", f"{empty['entries']} entries; snapshot: {empty['snapshot_bytes'] / 1e6:.1f} MB sent.", ""]
     if "failover" in report:
         found = report["failover"]
         lines += ["## Failover", "", f"{len(found['kills'])} times kill -9 of the node that leads most; a client asks each shard that it "
