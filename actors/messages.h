@@ -208,10 +208,12 @@ struct MemoryCommitted {
 struct MemoryRefused {
     SessionKey key;
 };
-/// To supervisors and whoever keeps state of sessions: this node leads a shard from now on, or does not any more. What
-/// was awake under it before goes, in either case.
+/// To supervisors and whoever keeps state of sessions: this node leads a shard in this epoch from now on, or does not
+/// any more. What was awake in an earlier epoch goes, in either case; what is awake in this one stays: two actors of
+/// one session in one epoch would both be believed.
 struct ShardLed {
     ShardId shard;
+    Epoch epoch;
 };
 struct ShardLost {
     ShardId shard;

@@ -80,7 +80,7 @@ struct NodeContext {
     ShardId shard_of(const SessionKey& key) const { return mainstay::shard_of(key, options.shard_count); }
     /// Where requests for a shard go.
     ShardPlace place_of(ShardId shard) const {
-        return shards ? shards->find(shard) : ShardPlace{ShardPlace::Where::here, {}, {}};
+        return shards ? shards->find(shard) : ShardPlace{ShardPlace::Where::here, {}, {}, {}};
     }
     /// What is answered for a shard at such a place. `param` is the shard's number. Also where the place is here again:
     /// whoever is told so was dropped between two leaderships, and may ask again.

@@ -36,12 +36,14 @@ const Error gone_error{ErrorCode::session_not_found, "there is no such session",
 
 }  // namespace
 
-SessionActor::SessionActor(caf::event_based_actor* self, NodeContext& node, SessionKey key, caf::actor supervisor)
+SessionActor::SessionActor(caf::event_based_actor* self, NodeContext& node, SessionKey key, caf::actor supervisor,
+                           Epoch led_in)
     : self_(self),
       node_(node),
       key_(key),
       supervisor_(std::move(supervisor)),
       session_(std::make_unique<Session>(key)),
+      led_in_(led_in),
       history_(node.store, key),
       ack_target_(std::make_shared<CommitMessage>(caf::actor_cast<caf::actor>(self))) {
     node_.sessions_active.fetch_add(1);
@@ -63,8 +65,7 @@ void SessionActor::activate() {
     // Before anything is read: who leads in a later epoch may go on from there, and this actor must not.
     const ShardId shard = node_.shard_of(key_);
     const auto place = node_.place_of(shard);
-    led_in_ = place.epoch;
-    if (place.where != ShardPlace::Where::here) {
+    if (place.where != ShardPlace::Where::here || place.epoch != led_in_) {
         broken_ = node_.elsewhere(place, shard);
         return;
     }
@@ -540,8 +541,8 @@ void SessionActor::committed(const Committed& acknowledged) {
 }
 
 caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeContext* node, SessionKey key,
-                            caf::actor supervisor) {
-    self->state.actor = std::make_unique<SessionActor>(self, *node, key, std::move(supervisor));
+                            caf::actor supervisor, Epoch led_in) {
+    self->state.actor = std::make_unique<SessionActor>(self, *node, key, std::move(supervisor), led_in);
     self->state.actor->activate();
     auto* actor = self->state.actor.get();
     return {

@@ -27,7 +27,7 @@ namespace mainstay {
 
 class SessionActor {
   public:
-    SessionActor(caf::event_based_actor* self, NodeContext& node, SessionKey key, caf::actor supervisor);
+    SessionActor(caf::event_based_actor* self, NodeContext& node, SessionKey key, caf::actor supervisor, Epoch led_in);
     ~SessionActor();
 
     /// Builds the session from the store. A session whose rows are damaged stays up only to say so.
@@ -127,7 +127,7 @@ class SessionActor {
     caf::actor supervisor_;
     std::unique_ptr<Session> session_;
     std::optional<Error> broken_;
-    Epoch led_in_;  // in which the session's shard is led while this actor lives
+    const Epoch led_in_;  // in which the session's shard was led when this actor was spawned: it acts in no other
     HistoryReader history_;
     OutputGate gate_;
     TurnWatch watch_;
@@ -159,6 +159,6 @@ struct SessionActorHolder {
 };
 
 caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeContext* node, SessionKey key,
-                            caf::actor supervisor);
+                            caf::actor supervisor, Epoch led_in);
 
 }  // namespace mainstay

@@ -28,12 +28,13 @@ void make_room(Self self, NodeContext* node) {
     }
 }
 
-TenantState::Child& child_of(Self self, NodeContext* node, const SessionKey& key) {
+TenantState::Child& child_of(Self self, NodeContext* node, const SessionKey& key, Epoch led_in) {
     auto& state = self->state;
     auto& child = state.children[key];
     if (!child.actor) {
         make_room(self, node);
-        child.actor = self->spawn<caf::monitored>(session_actor, node, key, caf::actor_cast<caf::actor>(self));
+        child.actor = self->spawn<caf::monitored>(session_actor, node, key, caf::actor_cast<caf::actor>(self), led_in);
+        child.led_in = led_in;
         state.by_id.emplace(child.actor.id(), key);
         child.place = state.by_use.insert(state.by_use.end(), key);
     } else {
@@ -56,9 +57,10 @@ void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
     auto& state = self->state;
     const auto& key = envelope->key;
     // The router has looked as well, but the shard may have been lost on the way from there.
-    if (const auto place = node->place_of(node->shard_of(key)); place.where != ShardPlace::Where::here)
+    const auto place = node->place_of(node->shard_of(key));
+    if (place.where != ShardPlace::Where::here)
         return refuse(envelope->ask, NodeContext::elsewhere(place, node->shard_of(key)));
-    else if (place.refuses && brings_something_new(envelope->ask))
+    if (place.refuses && brings_something_new(envelope->ask))
         return refuse(envelope->ask, {*place.refuses, "the session's shard takes nothing new at present", {}});
     if (state.quarantined.contains(key)) {
         refuse(envelope->ask,
@@ -75,7 +77,7 @@ void forward(Self self, NodeContext* node, const EnvelopePtr& envelope) {
             refuse_crowded(envelope);
         return;
     }
-    auto& child = child_of(self, node, key);
+    auto& child = child_of(self, node, key, place.epoch);
     if (child.sleeping)
         child.held.push_back(envelope);
     else
@@ -145,11 +147,11 @@ void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
 
 /// Sessions of a shard that is led elsewhere, or anew: they go at once, and what waited for them is asked again by who
 /// asked.
-void drop_shard(Self self, NodeContext* node, ShardId shard) {
+void drop_shard(Self self, NodeContext* node, ShardId shard, std::optional<Epoch> but_of) {
     auto& state = self->state;
     std::vector<SessionKey> dropped;
     for (const auto& [key, child] : state.children)
-        if (node->shard_of(key) == shard) dropped.push_back(key);
+        if (node->shard_of(key) == shard && child.led_in != but_of) dropped.push_back(key);
     const Error error = NodeContext::elsewhere(node->place_of(shard), shard);
     for (const auto& key : dropped) {
         std::vector<EnvelopePtr> held;
@@ -209,8 +211,8 @@ caf::behavior tenant_supervisor(Self self, NodeContext* node, TenantId) {
             if (found == self->state.children.end()) return;
             self->send(found->second.actor, RetryDecided{judge(self->state, *node, asked)});
         },
-        [self, node](const ShardLed& led) { drop_shard(self, node, led.shard); },
-        [self, node](const ShardLost& lost) { drop_shard(self, node, lost.shard); },
+        [self, node](const ShardLed& led) { drop_shard(self, node, led.shard, led.epoch); },
+        [self, node](const ShardLost& lost) { drop_shard(self, node, lost.shard, std::nullopt); },
         [self](drain_atom) {
             for (auto& [key, child] : self->state.children) self->send(child.actor, drain_atom::value);
             self->quit();

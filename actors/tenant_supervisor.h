@@ -21,6 +21,7 @@ namespace mainstay {
 struct TenantState {
     struct Child {
         caf::actor actor;
+        Epoch led_in;           // in which its shard was led when it was spawned
         bool sleeping = false;  // between permission and gone or stay: messages wait here
         bool evicted = false;   // ... and the permission was not asked for
         std::vector<EnvelopePtr> held;

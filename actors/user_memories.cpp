@@ -99,10 +99,10 @@ void UserMemories::drop(const SessionKey& key) {
     by_key_.erase(found);
 }
 
-void UserMemories::drop_shard(ShardId shard) {
+void UserMemories::drop_shard(ShardId shard, std::optional<Epoch> but_of) {
     std::vector<SessionKey> dropped;
     for (const auto& kept : kept_)
-        if (node_.shard_of(kept.key) == shard) dropped.push_back(kept.key);
+        if (node_.shard_of(kept.key) == shard && kept.led_in != but_of) dropped.push_back(kept.key);
     for (const auto& key : dropped) drop(key);
 }
 
@@ -173,8 +173,8 @@ caf::behavior user_memories(caf::stateful_actor<UserMemoriesHolder>* self, NodeC
         [self](const RunToolCallPtr& run) { self->state.memories->run(*run); },
         [self](const MemoryCommitted& acknowledged) { self->state.memories->committed(acknowledged); },
         [self](const MemoryRefused& refused) { self->state.memories->drop(refused.key); },
-        [self](const ShardLed& led) { self->state.memories->drop_shard(led.shard); },
-        [self](const ShardLost& lost) { self->state.memories->drop_shard(lost.shard); },
+        [self](const ShardLed& led) { self->state.memories->drop_shard(led.shard, led.epoch); },
+        [self](const ShardLost& lost) { self->state.memories->drop_shard(lost.shard, std::nullopt); },
         [self](drain_atom) { self->quit(); },
     };
 }

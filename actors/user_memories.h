@@ -28,7 +28,7 @@ class UserMemories {
     void run(const RunToolCall& run);
     /// The memories of a shard that is led elsewhere, or anew: calls that wait are answered as not done, and tried
     /// again, where their idempotency keys are known if they were done after all.
-    void drop_shard(ShardId shard);
+    void drop_shard(ShardId shard, std::optional<Epoch> but_of);
     void drop(const SessionKey& key);
     void committed(const MemoryCommitted& acknowledged);
 

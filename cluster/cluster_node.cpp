@@ -163,7 +163,7 @@ void ClusterNode::stop() {
 
 void ClusterNode::led(ShardId shard, Epoch epoch) {
     spdlog::info("shard {}: led here, epoch {}", shard.value, epoch.value);
-    callbacks_.led(shard);
+    callbacks_.led(shard, epoch);
 }
 
 void ClusterNode::lost(ShardId shard, Epoch epoch) {

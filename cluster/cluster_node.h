@@ -46,7 +46,8 @@ Result<ClusterIdentity> find_cluster(const ClusterSettings& settings, const Node
                                      uint32_t patience_ms);
 
 struct ClusterCallbacks {
-    std::function<void(ShardId)> led, lost;        // host's thread, must not block
+    std::function<void(ShardId, Epoch)> led;       // host's thread, must not block
+    std::function<void(ShardId)> lost;             // likewise
     std::function<bool(ShardId)> busy;             // likewise: a planned hand-over of this shard had better wait
     std::function<void(const NodeUuid&)> peer_up;  // link's thread, must not block
     /// Link's thread, must not block.

@@ -336,7 +336,7 @@ int serve(const Settings& settings) {
     const auto entities_wanted = [&](const NodeUuid& peer) { caf::anon_send(supervisor, EntitiesWanted{peer}); };
     if (identity) {
         ClusterCallbacks callbacks;
-        callbacks.led = [&](ShardId shard) { caf::anon_send(supervisor, ShardLed{shard}); };
+        callbacks.led = [&](ShardId shard, Epoch epoch) { caf::anon_send(supervisor, ShardLed{shard, epoch}); };
         callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
         node.activity = ShardActivity(shard_count);
         callbacks.busy = [activity = node.activity](ShardId shard) { return activity.busy(shard); };

@@ -17,8 +17,8 @@ class Leads final : public ShardDirectory {
     uint16_t shard_count() const override { return shard_count_default; }
     ShardPlace find(ShardId shard) const override {
         const auto found = other.find(shard.value);
-        if (found == other.end()) return {ShardPlace::Where::here, {}, epoch};
-        return {found->second, NodeUuid{9}, {}};
+        if (found == other.end()) return {ShardPlace::Where::here, {}, epoch, {}};
+        return {found->second, NodeUuid{9}, {}, {}};
     }
     void when_changed(uint64_t, std::function<void()>) override {}
     uint64_t version() const override { return 1; }
@@ -33,7 +33,7 @@ struct Clustered {
     void lead(const SessionKey& key) {
         leads.other.erase(shard(key).value);
         ++leads.epoch.value;
-        caf::anon_send(node.supervisor(), ShardLed{shard(key)});
+        caf::anon_send(node.supervisor(), ShardLed{shard(key), leads.epoch});
     }
     ShardId shard(const SessionKey& key) const { return shard_of(key); }
     std::string number(const SessionKey& key) const { return std::to_string(shard(key).value); }
@@ -130,6 +130,31 @@ TEST_CASE("shard: what an earlier leadership held does not leave under the next"
     CHECK_FALSE(held->ok());
     here.node.hold_store = false;
     here.node.settle();
+}
+
+TEST_CASE("shard: who was woken in an epoch before its node was told of it stays the only one") {
+    Clustered here;
+    const SessionKey key = here.node.new_session();
+    REQUIRE(here.node.turn(key, {"first"})->ok());
+    here.lose(key);
+    here.node.settle();
+    // Led again: a request comes before the word of it does.
+    here.leads.other.erase(here.shard(key).value);
+    ++here.leads.epoch.value;
+    here.node.hold_store = true;
+    auto early = here.node.submit(key, {"second", "plain", {}, 1, {}, true});
+    here.node.run();
+    REQUIRE(here.node.active() == 1);
+    caf::anon_send(here.node.supervisor(), ShardLed{here.shard(key), here.leads.epoch});
+    here.node.run();
+    CHECK(here.node.active() == 1);
+    here.node.hold_store = false;
+    here.node.settle();
+    REQUIRE(early->answered());
+    CHECK(early->ok());  // what it had appended and not committed is its own to answer
+    const auto third = here.node.turn(key, {"third", "plain", {}, 1, {}, true});
+    REQUIRE(third->ok());
+    CHECK(third->value().turn->no == TurnNo{3});
 }
 
 TEST_CASE("shard: a call under way keeps its shard busy until its receipt is committed") {
