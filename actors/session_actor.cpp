@@ -161,7 +161,9 @@ void SessionActor::sleep_if_idle(TimeMs now) {
 
 void SessionActor::lost() {
     const ShardId shard = node_.shard_of(key_);
-    watch_.fail_all(node_.elsewhere(node_.place_of(shard), shard));
+    Error error = node_.elsewhere(node_.place_of(shard), shard);
+    error.param.clear();  // without its shard: what they asked for may have been journalled (gateway/hop.h)
+    watch_.fail_all(error);
     node_.metrics.session_passivated();
     rest();
 }

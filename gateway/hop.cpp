@@ -274,12 +274,15 @@ void Hop::judge(Answer answer, bool from_peer) {
     const auto code = answer.error;
     if (code == ErrorCode::misdirected || code == ErrorCode::shard_unavailable) {
         // With its shard it was refused before it began, or by a turn that is recorded under its key.
+        uncertain_ = uncertain_ || !answer.shard;
         if (answer.shard || may_be_repeated()) return look(std::move(answer), answer.shard);
         return deliver(dropped_answer());
     }
     // An actor that was dropped, by a step-down that this door has not heard of yet or by a crash: once.
-    if (code == ErrorCode::internal && may_be_repeated() && !std::exchange(forgave_internal_, true))
+    if (code == ErrorCode::internal && may_be_repeated() && !std::exchange(forgave_internal_, true)) {
+        uncertain_ = true;
         return look(std::move(answer), std::nullopt);
+    }
     if ((code == ErrorCode::draining || code == ErrorCode::starting) && from_peer)
         return look(std::move(answer), shard_);
     deliver(std::move(answer));
@@ -340,6 +343,9 @@ void Hop::stop_waiting() {
 void Hop::deliver(Answer answer) {
     if (done_) return;
     done_ = true;
+    // Who has no key of its own must not be told to send it again: an earlier attempt may stand.
+    const bool given_up = answer.error == ErrorCode::misdirected || answer.error == ErrorCode::shard_unavailable;
+    if (given_up && uncertain_ && own_key_) answer = dropped_answer();
     request_.reset();
     if (begun_) {
         splice_.fail(error_of(answer));

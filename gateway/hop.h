@@ -118,6 +118,7 @@ class Hop final : public AnswerPort, public StreamBody, public std::enable_share
     uint64_t attempt_ = 0;   // tells what still comes of an earlier one
     uint32_t attempts_ = 0;  // since there was progress last
     bool forgave_internal_ = false;
+    bool uncertain_ = false;  // an earlier attempt may have taken effect, under the request's key
     std::optional<ShardId> shard_;
     ShardPlace tried_;  // last
 

@@ -88,7 +88,7 @@ TEST_CASE("shard: when it is lost its sessions go, and who waits is told to ask 
     REQUIRE(waiting->answered());
     REQUIRE_FALSE(waiting->ok());
     CHECK(waiting->result->error().code == ErrorCode::misdirected);
-    CHECK(waiting->result->error().param == here.number(key));
+    CHECK(waiting->result->error().param.empty());  // it may have taken effect
     here.node.release_models();
     CHECK(here.node.turn(other, {"again", "plain", {}, 1, {}, true})->ok());
 }
