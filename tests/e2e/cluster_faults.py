@@ -3,6 +3,7 @@
 
   cluster_faults.py                loopback, every fault once (about 90 s; also --quick)
   cluster_faults.py --netns        in network namespaces, every fault twice, with lost packets besides (about 3 minutes)
+  cluster_faults.py --quick --netns   ... every fault once
   cluster_faults.py --minutes N    faults in random order for so long, in namespaces with --netns
   cluster_faults.py --mutants      only: builds that break a guarantee on purpose must be caught (needs mainstayd_mutant)
   cluster_faults.py --failover     only: how long writes stand still when a leader is killed (lease 5 s; --json FILE)
@@ -332,7 +333,7 @@ def faults():
                 one_fault(field, fault)
                 if options.minutes and time.monotonic() > until:
                     break
-            if time.monotonic() > until and (rounds >= 2 or not options.netns or options.only):
+            if time.monotonic() > until and (rounds >= 2 or options.quick or not options.netns or options.only):
                 break
         note("all copies in sync after %.1f s" % field.cluster.wait_in_sync())
         judge(field, seed)
