@@ -1,13 +1,11 @@
 #include "actors/peer_service.h"
 
-#include <capnp/message.h>
-#include <capnp/serialize.h>
 #include <spdlog/spdlog.h>
 
 #include <caf/send.hpp>
-#include <cstring>
 
 #include "actors/messages.h"
+#include "cluster/wire_message.h"
 #include "runtime/base/utf8.h"
 #include "schema/peer.capnp.h"
 
@@ -19,26 +17,11 @@ constexpr uint32_t entities_timeout_ms = 10'000;
 constexpr size_t entities_bytes_max = limits::link_message_bytes_max / 2;  // of one message
 constexpr int nesting_max = 8;
 
-template <class Builder>
-void put(Builder to, std::string_view from) {
-    if (!from.empty()) std::memcpy(to.begin(), from.data(), from.size());
-}
-std::string text(capnp::Text::Reader from) { return {from.begin(), from.size()}; }
-std::string bytes_of(capnp::Data::Reader from) { return {reinterpret_cast<const char*>(from.begin()), from.size()}; }
-
-std::string flat(capnp::MallocMessageBuilder& builder) {
-    const auto words = capnp::messageToFlatArray(builder);
-    const auto bytes = words.asBytes();
-    return {reinterpret_cast<const char*>(bytes.begin()), bytes.size()};
-}
-
 /// Reads a message of any bytes; false where it is none, or `read` says so.
 template <class Root, class Read>
 bool read_message(const std::string& bytes, Read read) {
-    // What arrives lies anywhere; Cap'n Proto wants words.
-    auto words = kj::heapArray<capnp::word>(bytes.size() / sizeof(capnp::word));
-    if (words.size() * sizeof(capnp::word) != bytes.size()) return false;
-    if (!bytes.empty()) std::memcpy(words.begin(), bytes.data(), bytes.size());
+    if (bytes.size() % sizeof(capnp::word) != 0) return false;
+    const auto words = aligned_words(bytes);
     capnp::ReaderOptions bounds;
     bounds.traversalLimitInWords = 8 * words.size() + 64;
     bounds.nestingLimit = nesting_max;
@@ -55,12 +38,12 @@ std::string encode(const ToolOutcome& outcome) {
     auto out = builder.initRoot<wire::PeerAnswer>().initOutcome();
     out.setKind(static_cast<uint8_t>(outcome.kind));
     out.setIsError(outcome.is_error);
-    put(out.initOutput(static_cast<unsigned>(outcome.output.size())), outcome.output);
+    put_bytes(out.initOutput(static_cast<unsigned>(outcome.output.size())), outcome.output);
     out.setErrorClass(static_cast<uint8_t>(outcome.error_class));
     const auto code = error_name(outcome.code);
-    put(out.initCode(static_cast<unsigned>(code.size())), code);
-    put(out.initMessage(static_cast<unsigned>(outcome.message.size())), outcome.message);
-    return flat(builder);
+    put_bytes(out.initCode(static_cast<unsigned>(code.size())), code);
+    put_bytes(out.initMessage(static_cast<unsigned>(outcome.message.size())), outcome.message);
+    return flat_bytes(builder);
 }
 
 bool decode(const std::string& bytes, ToolOutcome& out) {
@@ -71,11 +54,11 @@ bool decode(const std::string& bytes, ToolOutcome& out) {
         if (outcome.getErrorClass() > static_cast<uint8_t>(ErrorClass::lost)) return false;
         out.kind = static_cast<ToolOutcome::Kind>(outcome.getKind());
         out.is_error = outcome.getIsError();
-        out.output = text(outcome.getOutput());
+        out.output = copied(outcome.getOutput());
         out.error_class = static_cast<ErrorClass>(outcome.getErrorClass());
-        const auto* code = find_error(text(outcome.getCode()));
+        const auto* code = find_error(copied(outcome.getCode()));
         out.code = code ? code->code : ErrorCode::internal;
-        out.message = text(outcome.getMessage());
+        out.message = copied(outcome.getMessage());
         return is_valid_utf8(out.output) && is_valid_utf8(out.message);
     });
 }
@@ -98,7 +81,7 @@ void PeerService::serve(const std::string& request, std::shared_ptr<CallReply> r
     const bool read = read_message<wire::PeerRequest>(request, [&](wire::PeerRequest::Reader from) {
         if (from.isEntities()) {
             for (const auto entity : from.getEntities())
-                if (auto known = node_.catalogue.load_entity(bytes_of(entity)); !known)
+                if (auto known = node_.catalogue.load_entity(copied(entity)); !known)
                     spdlog::warn("an entity of another node: {}", known.error().message);
             return true;
         }
@@ -108,14 +91,14 @@ void PeerService::serve(const std::string& request, std::shared_ptr<CallReply> r
         auto agent = std::make_shared<AgentSpec>();
         agent->memory.emplace();
         agent->memory->scope = MemoryScope::user;
-        agent->memory->name = text(asked.getMemory());
+        agent->memory->name = copied(asked.getMemory());
         agent->memory->bytes_max = asked.getBytesMax();
         ToolCall& call = run->call;
         call.tenant = TenantId{asked.getTenant()};
-        call.principal = text(asked.getPrincipal());
-        call.name = text(asked.getTool());
-        call.arguments = text(asked.getArguments());
-        call.idempotency_key = text(asked.getIdempotencyKey());
+        call.principal = copied(asked.getPrincipal());
+        call.name = copied(asked.getTool());
+        call.arguments = copied(asked.getArguments());
+        call.idempotency_key = copied(asked.getIdempotencyKey());
         for (const auto* field : {&agent->memory->name, &call.principal, &call.name, &call.arguments})
             if (!is_valid_utf8(*field)) return false;
         call.agent = std::move(agent);
@@ -136,20 +119,20 @@ std::string PeerService::memory_request(const ToolCall& call) {
     auto out = builder.initRoot<wire::PeerRequest>().initMemory();
     out.setTenant(call.tenant.value);
     out.setBytesMax(spec.bytes_max);
-    put(out.initPrincipal(static_cast<unsigned>(call.principal.size())), call.principal);
-    put(out.initMemory(static_cast<unsigned>(spec.name.size())), spec.name);
-    put(out.initTool(static_cast<unsigned>(call.name.size())), call.name);
-    put(out.initArguments(static_cast<unsigned>(call.arguments.size())), call.arguments);
-    put(out.initIdempotencyKey(static_cast<unsigned>(call.idempotency_key.size())), call.idempotency_key);
-    return flat(builder);
+    put_bytes(out.initPrincipal(static_cast<unsigned>(call.principal.size())), call.principal);
+    put_bytes(out.initMemory(static_cast<unsigned>(spec.name.size())), spec.name);
+    put_bytes(out.initTool(static_cast<unsigned>(call.name.size())), call.name);
+    put_bytes(out.initArguments(static_cast<unsigned>(call.arguments.size())), call.arguments);
+    put_bytes(out.initIdempotencyKey(static_cast<unsigned>(call.idempotency_key.size())), call.idempotency_key);
+    return flat_bytes(builder);
 }
 
 std::string PeerService::entities_request(const std::vector<std::string>& entities) {
     capnp::MallocMessageBuilder builder;
     auto out = builder.initRoot<wire::PeerRequest>().initEntities(static_cast<unsigned>(entities.size()));
     for (unsigned i = 0; i < entities.size(); ++i)
-        put(out.init(i, static_cast<unsigned>(entities[i].size())), entities[i]);
-    return flat(builder);
+        put_bytes(out.init(i, static_cast<unsigned>(entities[i].size())), entities[i]);
+    return flat_bytes(builder);
 }
 
 void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {

@@ -1,10 +1,6 @@
 #include "gateway/hop_message.h"
 
-#include <capnp/message.h>
-#include <capnp/serialize.h>
-
-#include <cstring>
-
+#include "cluster/wire_message.h"
 #include "runtime/base/limits.h"
 #include "runtime/base/utf8.h"
 #include "schema/hop.capnp.h"
@@ -16,21 +12,6 @@ constexpr size_t headers_bytes_max = 8 * 1024;
 constexpr size_t word_bytes = sizeof(capnp::word);
 
 Error refused(const char* why) { return {ErrorCode::peer_refused, std::string("a hop: ") + why, {}}; }
-
-void put(capnp::Text::Builder to, std::string_view from) {
-    if (!from.empty()) std::memcpy(to.begin(), from.data(), from.size());
-}
-void put(capnp::Data::Builder to, std::string_view from) {
-    if (!from.empty()) std::memcpy(to.begin(), from.data(), from.size());
-}
-std::string text(capnp::Text::Reader from) { return {from.begin(), from.size()}; }
-std::string bytes_of(capnp::Data::Reader from) { return {reinterpret_cast<const char*>(from.begin()), from.size()}; }
-
-std::string flat(capnp::MallocMessageBuilder& builder) {
-    const auto words = capnp::messageToFlatArray(builder);
-    const auto bytes = words.asBytes();
-    return {reinterpret_cast<const char*>(bytes.begin()), bytes.size()};
-}
 
 /// Each line ends, and none ends the header.
 bool are_header_lines(std::string_view lines) {
@@ -54,31 +35,31 @@ Result<HopRequest> read(wire::HopRequest::Reader from) {
         default: return refused("unknown method");
     }
     out.head = from.getHead();
-    out.path = text(from.getPath());
-    out.query = text(from.getQuery());
-    out.content_type = text(from.getContentType());
-    out.idempotency_key = text(from.getIdempotencyKey());
-    out.timeout_ms = text(from.getTimeoutMs());
+    out.path = copied(from.getPath());
+    out.query = copied(from.getQuery());
+    out.content_type = copied(from.getContentType());
+    out.idempotency_key = copied(from.getIdempotencyKey());
+    out.timeout_ms = copied(from.getTimeoutMs());
     if (from.getBody().size() > limits::http_body_bytes_max) return refused("a body beyond http_body_bytes_max");
-    out.body = bytes_of(from.getBody());
-    out.principal = {TenantId{from.getTenant()}, text(from.getPrincipal()), from.getAdmin()};
+    out.body = copied(from.getBody());
+    out.principal = {TenantId{from.getTenant()}, copied(from.getPrincipal()), from.getAdmin()};
     if (!out.path.starts_with('/')) return refused("no path");
     if (out.principal.name.empty() || !is_valid_utf8(out.principal.name)) return refused("nobody's");
     return out;
 }
 
 Result<HopPart> read(wire::HopPart::Reader from) {
-    if (from.which() == wire::HopPart::BODY) return HopPart(HopBody{bytes_of(from.getBody())});
+    if (from.which() == wire::HopPart::BODY) return HopPart(HopBody{copied(from.getBody())});
     if (from.which() != wire::HopPart::HEAD) return refused("unknown part");
     const auto head = from.getHead();
     HopHead out;
     out.status = head.getStatus();
-    out.content_type = text(head.getContentType());
-    out.headers = text(head.getHeaders());
+    out.content_type = copied(head.getContentType());
+    out.headers = copied(head.getHeaders());
     out.stream = head.getStream();
     if (out.status < 200 || out.status > 599) return refused("a status that is none");
     if (!are_header_lines(out.headers)) return refused("header lines that are none");
-    if (const auto name = text(head.getError()); !name.empty()) {
+    if (const auto name = copied(head.getError()); !name.empty()) {
         const auto* known = find_error(name);
         out.error = known != nullptr ? known->code : ErrorCode::internal;  // a newer release may know more
     }
@@ -93,9 +74,7 @@ template <class Root, class T>
 Result<T> decode(std::string_view bytes) {
     if (bytes.size() % word_bytes != 0) return refused("cut off");
     if (bytes.size() > limits::link_message_bytes_max) return refused("beyond link_message_bytes_max");
-    // Bytes of a frame start anywhere, Cap'n Proto reads words.
-    auto words = kj::heapArray<capnp::word>(bytes.size() / word_bytes);
-    if (!bytes.empty()) std::memcpy(words.asBytes().begin(), bytes.data(), bytes.size());
+    const auto words = aligned_words(bytes);
     capnp::ReaderOptions options;
     options.traversalLimitInWords = 2 * words.size() + 8;
     options.nestingLimit = 4;
@@ -146,37 +125,37 @@ std::string encode_hop_request(const HopRequest& request) {
                                                      : wire::HopRequest::Method::GET);
     const auto size = [](const std::string& of) { return static_cast<unsigned>(of.size()); };
     to.setHead(request.head);
-    put(to.initPath(size(request.path)), request.path);
-    put(to.initQuery(size(request.query)), request.query);
-    put(to.initContentType(size(request.content_type)), request.content_type);
-    put(to.initIdempotencyKey(size(request.idempotency_key)), request.idempotency_key);
-    put(to.initTimeoutMs(size(request.timeout_ms)), request.timeout_ms);
-    put(to.initBody(size(request.body)), request.body);
+    put_bytes(to.initPath(size(request.path)), request.path);
+    put_bytes(to.initQuery(size(request.query)), request.query);
+    put_bytes(to.initContentType(size(request.content_type)), request.content_type);
+    put_bytes(to.initIdempotencyKey(size(request.idempotency_key)), request.idempotency_key);
+    put_bytes(to.initTimeoutMs(size(request.timeout_ms)), request.timeout_ms);
+    put_bytes(to.initBody(size(request.body)), request.body);
     to.setTenant(request.principal.tenant.value);
-    put(to.initPrincipal(size(request.principal.name)), request.principal.name);
+    put_bytes(to.initPrincipal(size(request.principal.name)), request.principal.name);
     to.setAdmin(request.principal.admin);
-    return flat(builder);
+    return flat_bytes(builder);
 }
 
 std::string encode_hop_head(const HopHead& head) {
     capnp::MallocMessageBuilder builder;
     auto to = builder.initRoot<wire::HopPart>().initHead();
     to.setStatus(head.status);
-    put(to.initContentType(static_cast<unsigned>(head.content_type.size())), head.content_type);
-    put(to.initHeaders(static_cast<unsigned>(head.headers.size())), head.headers);
+    put_bytes(to.initContentType(static_cast<unsigned>(head.content_type.size())), head.content_type);
+    put_bytes(to.initHeaders(static_cast<unsigned>(head.headers.size())), head.headers);
     to.setStream(head.stream);
     if (head.error) {
         const auto name = error_name(*head.error);
-        put(to.initError(static_cast<unsigned>(name.size())), name);
+        put_bytes(to.initError(static_cast<unsigned>(name.size())), name);
     }
     to.setShard(head.shard ? head.shard->value : -1);
-    return flat(builder);
+    return flat_bytes(builder);
 }
 
 std::string encode_hop_body(std::string_view bytes) {
     capnp::MallocMessageBuilder builder(static_cast<unsigned>(bytes.size() / word_bytes + 16));
-    put(builder.initRoot<wire::HopPart>().initBody(static_cast<unsigned>(bytes.size())), bytes);
-    return flat(builder);
+    put_bytes(builder.initRoot<wire::HopPart>().initBody(static_cast<unsigned>(bytes.size())), bytes);
+    return flat_bytes(builder);
 }
 
 Result<HopRequest> decode_hop_request(std::string_view bytes) { return decode<wire::HopRequest, HopRequest>(bytes); }
