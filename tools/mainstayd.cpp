@@ -88,6 +88,15 @@ Result<std::string> admin_key(const Settings& settings, Random& random) {
     return key;
 }
 
+Append entity_append(std::string payload) {
+    Append append;
+    append.kind = RecordKind::entity;
+    append.session.tenant = entity_tenant;
+    append.event_count = 1;
+    append.payload = std::move(payload);
+    return append;
+}
+
 /// Agents and models: what the store has (every version that turns may be bound to), then the files. A file that says
 /// something new becomes an entity; the journal is ordered, so no turn can be bound to it before.
 ///
@@ -116,14 +125,7 @@ Result<void> fill_catalogue(Catalogue& catalogue, Store& store, const Settings& 
     auto changed = catalogue.apply_all(*authored);
     if (!changed.ok()) return changed.error();
     if (clustered || store.stats().read_only) return {};  // they are written at a start that finds room
-    for (auto& payload : changed->changed_entities(clock.now_ms())) {
-        Append append;
-        append.kind = RecordKind::entity;
-        append.session.tenant = entity_tenant;
-        append.event_count = 1;
-        append.payload = std::move(payload);
-        store.append(std::move(append));
-    }
+    for (auto& payload : changed->changed_entities(clock.now_ms())) store.append(entity_append(std::move(payload)));
     return {};
 }
 
@@ -149,13 +151,10 @@ void journal_catalogue(NodeContext& node, Epoch led_in) {
     std::erase_if(authored.models, [&](const auto& model) { return there.contains({"model", model->name}); });
     std::erase_if(authored.agents, [&](const auto& agent) { return there.contains({"agent", agent->name}); });
     for (auto& payload : authored.changed_entities(node.clock.now_ms())) {
-        Append append;
-        append.kind = RecordKind::entity;
-        append.session.tenant = entity_tenant;
-        append.event_count = 1;
+        auto target = std::make_shared<EntityTold>(node, payload);
+        Append append = entity_append(std::move(payload));
         append.led_in = led_in;
-        append.target = std::make_shared<EntityTold>(node, payload);
-        append.payload = std::move(payload);
+        append.target = std::move(target);
         node.store.append(std::move(append));
     }
 }
