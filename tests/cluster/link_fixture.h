@@ -133,7 +133,11 @@ inline void meet(std::vector<LinkNode*> nodes) {
     for (LinkNode* node : nodes) node->link->set_peers(peers);
     for (LinkNode* one : nodes)
         for (LinkNode* other : nodes)
-            if (one != other) REQUIRE(eventually([&] { return one->link->connected(other->config.self); }));
+            if (one != other)
+                // The handler is told just after the link is there for senders.
+                REQUIRE(eventually([&] {
+                    return one->link->connected(other->config.self) && one->witness.up(other->config.self[0]) != 0;
+                }));
 }
 
 /// Numbered, with `bytes` of payload, from one node to another.
