@@ -176,7 +176,9 @@ void ClusterNode::replication(const NodeUuid&, std::vector<ReplicationMessage> m
 }
 
 void ClusterNode::call(const NodeUuid& from, CallKind kind, std::string request, std::shared_ptr<CallReply> reply) {
-    const auto& served = kind == CallKind::hop ? callbacks_.hop : callbacks_.shard_call;
+    const auto& served = kind == CallKind::hop  ? callbacks_.hop
+                         : kind == CallKind::kv ? callbacks_.kv_call
+                                                : callbacks_.shard_call;
     if (kind == CallKind::model_step || !served)
         return reply->end(Error{ErrorCode::peer_refused, "this node does not serve that", {}});
     served(from, std::move(request), std::move(reply));

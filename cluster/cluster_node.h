@@ -46,12 +46,14 @@ Result<ClusterIdentity> find_cluster(const ClusterSettings& settings, const Node
                                      uint32_t patience_ms);
 
 struct ClusterCallbacks {
-    std::function<void(ShardId, Epoch)> led;       // host's thread, must not block
-    std::function<void(ShardId)> lost;             // likewise
-    std::function<bool(ShardId)> busy;             // likewise: a planned hand-over of this shard had better wait
+    std::function<void(ShardId, Epoch)> led;  // host's thread, must not block
+    std::function<void(ShardId)> lost;        // likewise
+    /// Likewise: a planned hand-over of this shard to that node had better wait.
+    std::function<bool(ShardId, const NodeUuid& to)> busy;
     std::function<void(const NodeUuid&)> peer_up;  // link's thread, must not block
     /// Link's thread, must not block.
-    std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call;
+    std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call,
+        kv_call;
 };
 
 class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private LinkHandler {

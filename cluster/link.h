@@ -46,9 +46,10 @@ enum class CallKind : uint8_t {
     hop = 1,         // an HTTP request for the owner
     shard = 2,       // an operation on a shard or session at its owner
     model_step = 3,  // a model step on the peer's devices
+    kv = 4,          // KV blocks of sessions that are about to move, or are deleted
 };
 /// Whether `kind` is in the list.
-constexpr bool known(CallKind kind) { return kind >= CallKind::hop && kind <= CallKind::model_step; }
+constexpr bool known(CallKind kind) { return kind >= CallKind::hop && kind <= CallKind::kv; }
 
 /// One request of another node, to be answered in parts; from any thread, one at a time. Dropping it unanswered ends it
 /// with an error at the caller.

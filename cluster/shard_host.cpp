@@ -127,7 +127,7 @@ void ShardHost::run() {
             for (uint16_t number = 0; number < members_.size(); ++number) {
                 const ShardId shard{number};
                 if (filled) step(shard, SpaceChanged{full});
-                if (config_.busy) hold_or_not(shard);
+                hold_or_not(shard, members_[number].member->configurations().record());
                 step(shard, ShardTick{});
                 if (!members_[number].deferred.empty()) offer_deferred(shard);
                 if (members_[number].member->serving()) place(shard);
@@ -147,12 +147,18 @@ void ShardHost::run() {
 
 void ShardHost::take(Inbox& inbox) {
     if (inbox.view) {
-        for (const auto& record : inbox.view->shards)
-            if (record.shard.value < members_.size()) step(record.shard, RecordRead{record, inbox.view->nodes});
+        for (const auto& record : inbox.view->shards) {
+            if (record.shard.value >= members_.size()) continue;
+            hold_or_not(record.shard, record);  // before the member sees a wish, which it may follow at once
+            step(record.shard, RecordRead{record, inbox.view->nodes});
+        }
         for (uint16_t number = 0; number < members_.size(); ++number) place(ShardId{number});
         events_.viewed(*inbox.view);
     }
-    for (const auto& settled : inbox.settled) step(settled.shard, ChangeSettled{settled.request, settled.answer});
+    for (const auto& settled : inbox.settled) {
+        step(settled.shard, ChangeSettled{settled.request, settled.answer});
+        hold_or_not(settled.shard, members_[settled.shard.value].member->configurations().record());
+    }
     for (const auto& [shard, ticket] : inbox.synced) step(shard, GroupSynced{ticket});
     for (auto& message : inbox.messages) {
         if (message.shard.value >= members_.size()) continue;
@@ -207,14 +213,17 @@ void ShardHost::offer_deferred(ShardId shard) {
     for (auto& proposal : deferred) offer(shard, std::move(proposal));
 }
 
-void ShardHost::hold_or_not(ShardId shard) {
+void ShardHost::hold_or_not(ShardId shard, const ShardRecord& record) {
+    if (!config_.busy) return;
     Member& member = members_[shard.value];
-    const auto& record = member.member->configurations().record();
     const bool wished = record.target && *record.target != config_.self.name.node && member.member->serving();
-    if (!wished) member.held_since = 0;
-    bool hold = wished && config_.busy(shard);
-    if (hold && member.held_since == 0) member.held_since = now();
-    if (hold && now() - member.held_since > config_.hand_over_hold_ms) hold = false;
+    const bool possible = wished && std::any_of(record.in_sync.begin(), record.in_sync.end(),
+                                                [&](const ReplicaName& name) { return name.node == *record.target; });
+    if (!possible) member.held_since = 0;
+    // A target that must catch up first is held for as well: it may come in and be handed the shard in one step.
+    bool hold = wished && (!possible || config_.busy(shard, *record.target));
+    if (possible && hold && member.held_since == 0) member.held_since = now();
+    if (possible && hold && now() - member.held_since > config_.hand_over_hold_ms) hold = false;
     if (hold == member.held) return;
     member.held = hold;
     step(shard, HoldHandOver{hold});

@@ -56,9 +56,9 @@ struct ShardHostConfig {
     /// and at most the other. A hand-over waits for two of them, so where a read is short they follow soon.
     uint32_t list_spacing_min_ms = 5, list_spacing_ms = 50;
     std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
-    /// Whether a hand-over by wish should wait: a tool call that must not be lost is under way. Asked on the host's
-    /// thread, at most for hand_over_hold_ms.
-    std::function<bool(ShardId)> busy{};
+    /// Whether a hand-over by wish to that node, which could be now, should wait: a tool call that must not be lost is
+    /// under way, or something that goes ahead of it. Asked on the host's thread, at most for hand_over_hold_ms.
+    std::function<bool(ShardId, const NodeUuid& to)> busy{};
     uint32_t hand_over_hold_ms = 10'000;
 };
 
@@ -186,7 +186,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void offer(ShardId shard, Waiting proposal);
     void offer_deferred(ShardId shard);
     std::optional<ErrorCode> refuses(ShardId shard) const;
-    void hold_or_not(ShardId shard);
+    void hold_or_not(ShardId shard, const ShardRecord& record);
     void drop_waiting(Member& member);
     void end_read(Member& member, uint64_t token, bool confirmed);
     void count();

@@ -338,7 +338,7 @@ int serve(const Settings& settings) {
         callbacks.led = [&](ShardId shard, Epoch epoch) { caf::anon_send(supervisor, ShardLed{shard, epoch}); };
         callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
         node.activity = ShardActivity(shard_count);
-        callbacks.busy = [activity = node.activity](ShardId shard) { return activity.busy(shard); };
+        callbacks.busy = [activity = node.activity](ShardId shard, const NodeUuid&) { return activity.busy(shard); };
         peers.emplace(node, [&] { return cluster->link(); });
         callbacks.shard_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
             peers->serve(request, std::move(reply));
