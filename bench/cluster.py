@@ -84,6 +84,7 @@ class Direct(cluster_harness.Network):
     def __init__(self, names, _pid_of):
         super().__init__(names)
         self.ports = {name: free_port() for name in names}
+        self.peer_ports = {name: free_port() for name in self.members}
 
     def host(self, _name):
         return "127.0.0.1"
@@ -93,11 +94,14 @@ class Direct(cluster_harness.Network):
 
     link_advertise = link_listen
 
-    def etcd_listen(self):
-        return f"127.0.0.1:{self.ports[cluster_harness.ETCD]}"
+    def etcd_listen(self, member):
+        return f"127.0.0.1:{self.ports[member]}"
+
+    def etcd_peer(self, member):
+        return f"127.0.0.1:{self.peer_ports[member]}"
 
     def etcd_for(self, _name):
-        return self.etcd_listen()
+        return [self.etcd_listen(member) for member in self.members]
 
 
 cluster_harness.NETWORKS["direct"] = Direct

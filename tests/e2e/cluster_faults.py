@@ -4,6 +4,7 @@
   cluster_faults.py                loopback, every fault once (about 90 s; also --quick)
   cluster_faults.py --netns        in network namespaces, every fault twice, with lost packets besides (about 3 minutes)
   cluster_faults.py --quick --netns   ... every fault once
+  cluster_faults.py --etcd 3       with so many members of etcd, and faults of single ones besides
   cluster_faults.py --minutes N    faults in random order for so long, in namespaces with --netns
   cluster_faults.py --mutants      only: builds that break a guarantee on purpose must be caught (needs mainstayd_mutant)
   cluster_faults.py --failover     only: how long writes stand still when a leader is killed (lease 5 s; --json FILE)
@@ -24,8 +25,9 @@ import tempfile
 import threading
 import time
 
+import observe
 from cluster_checker import AGENTS_OF, Load, wanted_text
-from cluster_harness import ETCD, Cluster, netns_wanted, shard_of
+from cluster_harness import Cluster, netns_wanted, shard_of
 from disk import SHIM, Mount
 from harness import BIN, CREATED, Failed, Lost, agent, check, ledger_tools, note, run, scripted, text_of, wait_until
 
@@ -43,7 +45,8 @@ def agents_and_models(ledger):
 class Field:
     """A cluster with load on, and what faults need."""
 
-    def __init__(self, seed, network="loopback", program="mainstayd", lease="2s", env=None, disks=True, **load):
+    def __init__(self, seed, network="loopback", program="mainstayd", lease="2s", env=None, disks=True, etcd=1,
+                 **load):
         self.dice = random.Random(seed)
         self.folder = tempfile.mkdtemp(prefix="mainstay-faults-")
         self.ledger = os.path.join(self.folder, "ledger")
@@ -58,7 +61,8 @@ class Field:
         agents, models = agents_and_models(self.ledger)
         env = {"MAINSTAY_STORE__DISK_RESERVE": "16MB", **(env or {})}
         try:
-            self.cluster = Cluster(agents, models, network=network, program=program, lease=lease, env=env, data=data)
+            self.cluster = Cluster(agents, models, network=network, program=program, lease=lease, env=env, data=data,
+                                   etcd=etcd)
             for node in self.cluster.nodes:
                 node.control = os.path.join(node.folder, "fail")
                 node.env.update({"LD_PRELOAD": SHIM, "FAILING_DISK": node.control, "FAILING_DISK_PATH": "/journal/"})
@@ -167,7 +171,8 @@ def one_way_loss(field):
 def etcd_one_way(field):
     """A leader's requests reach etcd, the answers do not reach the leader: every outcome is unknown."""
     node = field.leader()
-    field.cluster.network.one_way(ETCD, node.name)
+    for member in field.cluster.network.members:
+        field.cluster.network.one_way(member, node.name)
     time.sleep(field.dice.uniform(1, LEASE + 2))
     field.cluster.network.heal()
 
@@ -211,6 +216,51 @@ def kill_leader_without_etcd(field):
     time.sleep(1)
     field.cluster.etcd.signal(signal.SIGCONT)
     field.back(node)
+
+
+class LeasesHeld:
+    """Around harm to one of etcd's members: no node loses its lease, so no shard has to be taken over."""
+
+    def __init__(self, field):
+        self.nodes = field.cluster.nodes
+
+    def lost(self, node):
+        text = observe.scrape(node)
+        taken = observe.series(text, "mainstay_cluster_record_changes_total")
+        return {"leases lost": sum(observe.series(text, "mainstay_cluster_leases_lost_total").values()),
+                "shards taken over": sum(value for labels, value in taken.items()
+                                         if 'change="take_over"' in labels and 'outcome="ok"' in labels)}
+
+    def __enter__(self):
+        self.before = [self.lost(node) for node in self.nodes]
+
+    def __exit__(self, failed, *_):
+        if failed:
+            return
+        time.sleep(1.2)  # nodes count once a second
+        after = [self.lost(node) for node in self.nodes]
+        check(after == self.before, "nodes go on within their leases", self.before, after)
+
+
+def kill_etcd_leader(field):
+    """The member that leads etcd is killed; the others elect one of them, and nodes ask those."""
+    with LeasesHeld(field):
+        member = field.cluster.etcd.leader()
+        member.kill()
+        time.sleep(2 * LEASE)
+        check(field.cluster.etcd.leader() is not member, "another member leads")
+    field.cluster.etcd.start()
+
+
+def pause_etcd_member(field):
+    """A member stands still: it accepts connections and answers nothing. Half of the time it is the one that leads."""
+    leader = field.cluster.etcd.leader()
+    member = leader if field.dice.random() < 0.5 else field.dice.choice(
+        [one for one in field.cluster.etcd.members if one is not leader])
+    with LeasesHeld(field):
+        member.signal(signal.SIGSTOP)
+        time.sleep(2 * LEASE)
+        member.signal(signal.SIGCONT)
 
 
 def full_disk(field):
@@ -269,6 +319,7 @@ def planned_restart(field):
 ANYWHERE = [kill_leader, kill_mid_call, pause_leader, isolate_leader, cut_pair, one_way_loss, etcd_one_way, pause_etcd,
             kill_etcd, kill_leader_without_etcd, full_disk, slow_disk, failing_sync, lost_disk, double_restart, planned_restart]
 BY_NETWORK = {"loopback": [slow_links], "netns": [lost_packets]}
+OF_ONE_MEMBER = [kill_etcd_leader, pause_etcd_member]
 
 
 def one_fault(field, fault):
@@ -315,13 +366,13 @@ def faults():
     """Targeted faults under load, in seeded order."""
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     network = "netns" if options.netns else "loopback"
-    note("seed %d, %s" % (seed, network))
-    todo = ANYWHERE + BY_NETWORK[network]
+    note("seed %d, %s, %d of etcd" % (seed, network, options.etcd))
+    todo = ANYWHERE + BY_NETWORK[network] + (OF_ONE_MEMBER if options.etcd > 2 else [])
     if options.only:
         todo = [fault for fault in todo if fault.__name__ in options.only]
         check(todo, "there are such faults", options.only)
     # Impatient clients: who waits for a node that stands still sends nothing else.
-    field = Field(seed, network, writers=10, patience=5)
+    field = Field(seed, network, etcd=options.etcd, writers=10, patience=5)
     try:
         until = time.monotonic() + (options.minutes or 0) * 60
         rounds = 0
@@ -459,6 +510,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="the default")
     parser.add_argument("--netns", action="store_true")
+    parser.add_argument("--etcd", type=int, default=1, choices=(1, 3, 5), help="members")
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--mutants", action="store_true")
     parser.add_argument("--failover", action="store_true")

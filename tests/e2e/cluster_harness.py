@@ -1,9 +1,9 @@
 """Real clusters for tests: etcd and some mainstayd as processes of one machine, in folders of their own, ended by their
 pids whatever happens; and the network between them, which can be broken and healed in two ways:
 
-  Loopback   a small TCP proxy before each node's link port, and before etcd for each node. Runs everywhere. Bytes are
-             held back, as by a network that loses everything: no connection is closed.
-  Namespaces one network namespace for each node and for etcd, joined by a bridge in another, which this process enters;
+  Loopback   a small TCP proxy before each node's link port, and before each member of etcd for each node. Runs everywhere.
+             Bytes are held back, as by a network that loses everything: no connection is closed.
+  Namespaces one network namespace for each node and for each member of etcd, joined by a bridge in another, which this process enters;
              packets are dropped by nft. Needs root, iproute2 and nftables. Where it cannot be had, that is a failure,
              unless MAINSTAY_NETNS=0 says that it is known.
 
@@ -11,6 +11,7 @@ Both speak of directions (a, b): what a sends does not come to b."""
 import atexit
 import ctypes
 import errno
+import http.client
 import json
 import os
 import random
@@ -77,6 +78,10 @@ def free_port():
                     raise
 
 
+def etcd_names(members):
+    return [ETCD] if members == 1 else [ETCD + str(i) for i in range(members)]
+
+
 class Network:
     """What is wrong between whom: (a, b) -> None, or how."""
 
@@ -84,6 +89,7 @@ class Network:
 
     def __init__(self, names):
         self.names = list(names)
+        self.members = [name for name in self.names if name.startswith(ETCD)]
 
     def close(self):
         pass
@@ -112,13 +118,15 @@ class Loopback(Network):
         self.broken = {}  # (a, b) -> "hold", or seconds that everything takes
         self.proxies = []
         self.ports = {name: free_port() for name in names}
+        self.peer_ports = {name: free_port() for name in self.members}
         self.doors = {}  # (who, to) -> proxy's address; who None: whoever connects
         self.closed = False
         for name in names:
-            if name == ETCD:
+            if name in self.members:
                 continue
             self.listen(None, name)
-            self.listen(name, ETCD)
+            for member in self.members:
+                self.listen(name, member)
 
     def host(self, _name):
         return "127.0.0.1"
@@ -129,11 +137,14 @@ class Loopback(Network):
     def link_advertise(self, name):
         return self.doors[None, name]
 
-    def etcd_listen(self):
-        return "127.0.0.1:%d" % self.ports[ETCD]
+    def etcd_listen(self, member):
+        return "127.0.0.1:%d" % self.ports[member]
+
+    def etcd_peer(self, member):
+        return "127.0.0.1:%d" % self.peer_ports[member]
 
     def etcd_for(self, name):
-        return self.doors[name, ETCD]
+        return [self.doors[name, member] for member in self.members]
 
     def one_way(self, a, b):
         with self.changed:
@@ -299,11 +310,14 @@ class Namespaces(Network):
     def link_advertise(self, name):
         return self.link_listen(name)
 
-    def etcd_listen(self):
-        return self.addresses[ETCD] + ":2379"
+    def etcd_listen(self, member):
+        return self.addresses[member] + ":2379"
+
+    def etcd_peer(self, member):
+        return self.addresses[member] + ":2380"
 
     def etcd_for(self, _name):
-        return self.etcd_listen()
+        return [self.etcd_listen(member) for member in self.members]
 
     def rule(self, a, b, text):
         command("ip", "netns", "exec", self.spaces[b], "nft", "add rule ip faults in ip saddr %s %s" %
@@ -329,35 +343,47 @@ NETWORKS = {"loopback": Loopback, "netns": Namespaces}
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
-class Etcd:
-    """One member. It is no Daemon: it has neither door nor key."""
+class EtcdMember:
+    """One process. It is no Daemon: it has neither door nor key."""
 
-    def __init__(self, network):
-        self.network = network
+    def __init__(self, network, name):
+        self.network, self.name = network, name
         self.folder = tempfile.mkdtemp(prefix="mainstay-etcd-")
         self.process = None
         atexit.register(self.discard)
 
-    def start(self):
-        url = "http://" + self.network.etcd_listen()
-        peer = "http://127.0.0.1:%d" % free_port()
+    def launch(self):
+        network = self.network
+        url, peer = ("http://" + at for at in (network.etcd_listen(self.name), network.etcd_peer(self.name)))
+        everybody = ",".join("%s=http://%s" % (name, network.etcd_peer(name)) for name in network.members)
         with open(os.path.join(self.folder, "log"), "a") as log:
             self.process = subprocess.Popen(
-                [*self.network.wrapper(ETCD), "etcd", "--data-dir", os.path.join(self.folder, "data"),
+                [*network.wrapper(self.name), "etcd", "--name", self.name, "--data-dir", os.path.join(self.folder, "data"),
                  "--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer,
-                 "--initial-advertise-peer-urls", peer, "--initial-cluster", "default=" + peer],
+                 "--initial-advertise-peer-urls", peer, "--initial-cluster", everybody],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
-        def serves():
-            check(self.process.poll() is None, "etcd runs", self.log()[-2000:])
-            host, port = self.network.etcd_listen().rsplit(":", 1)
-            try:
-                with socket.create_connection((host, int(port)), 1) as one:
-                    one.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-                    return b'"true"' in one.recv(4096)
-            except OSError:
-                return False
-        wait_until("etcd to serve", serves, 20, 0.05)
+    def asked(self, method, path, timeout=1):
+        """Its answer as JSON; None: none."""
+        connection = http.client.HTTPConnection(*self.network.etcd_listen(self.name).rsplit(":", 1), timeout=timeout)
+        try:
+            connection.request(method, path, "{}" if method == "POST" else None)
+            return json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+
+    def serves(self):
+        check(self.process.poll() is None, "etcd runs", self.log()[-2000:])
+        return (self.asked("GET", "/health") or {}).get("health") == "true"
+
+    def leads(self):
+        said = self.asked("POST", "/v3/maintenance/status") or {}
+        return bool(said.get("leader")) and said["leader"] == said["header"]["member_id"]
+
+    def alive(self):
+        return self.process is not None and self.process.poll() is None
 
     def signal(self, which):
         self.process.send_signal(which)
@@ -371,10 +397,44 @@ class Etcd:
             return file.read()
 
     def discard(self):
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        if self.alive():
+            self.kill()
         shutil.rmtree(self.folder, True)
+
+
+class Etcd:
+    """All members of one etcd; what is done to it is done to all."""
+
+    def __init__(self, network):
+        self.members = [EtcdMember(network, name) for name in network.members]
+
+    @property
+    def process(self):
+        return self.members[0].process
+
+    def start(self):
+        """Those that do not run; until all serve."""
+        for member in self.members:
+            if not member.alive():
+                member.launch()
+        for member in self.members:
+            wait_until("%s to serve" % member.name, member.serves, 30, 0.05)
+
+    def leader(self):
+        return wait_until("a leader of etcd", lambda: next((one for one in self.members if one.alive() and one.leads()), None),
+                          30, 0.05)
+
+    def signal(self, which):
+        for member in self.members:
+            member.signal(which)
+
+    def kill(self):
+        for member in self.members:
+            member.kill()
+
+    def discard(self):
+        for member in self.members:
+            member.discard()
 
 
 class Node(Daemon):
@@ -394,10 +454,10 @@ class Node(Daemon):
         self.config = os.path.join(self.folder, "mainstay.toml")
         network = cluster.network
         with open(self.config, "w") as file:
-            file.write('[cluster]\ncoordinator = "etcd"\ndirectory = "%s"\nendpoints = ["http://%s"]\nlisten = "%s"\n'
+            file.write('[cluster]\ncoordinator = "etcd"\ndirectory = "%s"\nendpoints = %s\nlisten = "%s"\n'
                        'advertise = "%s"\nshards = %d\nlease = "%s"\n' %
-                       (place, network.etcd_for(name), network.link_listen(name), network.link_advertise(name),
-                        cluster.shards, cluster.lease))
+                       (place, json.dumps(["http://" + at for at in network.etcd_for(name)]), network.link_listen(name),
+                        network.link_advertise(name), cluster.shards, cluster.lease))
 
     def launch(self, env=None):
         """Starts the process; does not wait until it serves."""
@@ -443,16 +503,17 @@ class Node(Daemon):
 
 
 class Cluster:
-    """Nodes n0, n1, ... and their etcd. `agents` and `models` as of Daemon; `data` names the data directories of some."""
+    """Nodes n0, n1, ... and their etcd of so many members. `agents` and `models` as of Daemon; `data` names the data
+    directories of some."""
 
     def __init__(self, agents, models, nodes=3, shards=24, lease="2s", network="loopback", program="mainstayd",
-                 env=None, data=None):
+                 env=None, data=None, etcd=1):
         self.shards, self.lease, self.program = shards, lease, program
         self.folder = tempfile.mkdtemp(prefix="mainstay-cluster-")
         self.authority = os.path.join(self.folder, "authority")
         self.nodes = []
         names = ["n%d" % i for i in range(nodes)]
-        self.network = NETWORKS[network](names + [ETCD], self.pid_of)
+        self.network = NETWORKS[network](names + etcd_names(etcd), self.pid_of)
         self.etcd = Etcd(self.network)
         done = subprocess.run([os.path.join(BIN, "mainstay"), "cluster", "init", self.authority], capture_output=True,
                               text=True)
@@ -531,7 +592,7 @@ class Cluster:
 
     def tell(self, lines=25):
         """The ends of all logs, after a failure; whole ones stay in the folder MAINSTAY_LOGS, if that is set."""
-        for name, log in [*((node.name, node.log()) for node in self.nodes), (ETCD, self.etcd.log())]:
+        for name, log in ((one.name, one.log()) for one in [*self.nodes, *self.etcd.members]):
             kept = os.environ.get("MAINSTAY_LOGS")
             if kept:
                 os.makedirs(kept, exist_ok=True)
