@@ -375,7 +375,9 @@ Result<void> DiskStore::adopt(const StoreUuid& cluster, Epoch epoch) {
     row.append(reinterpret_cast<const char*>(&epoch.value), sizeof epoch.value);
     rows.push_back({Table::meta, meta_cluster, std::move(row), false});
     for (size_t number = 0; number < shard_indexes_.size(); ++number) {
-        const LogPosition base{shard_indexes_[number], epoch, 0};
+        // A shard that had nothing is as on every empty disk: its log must not differ from theirs.
+        const uint64_t index = shard_indexes_[number];
+        const LogPosition base = index == 0 ? LogPosition{} : LogPosition{index, epoch, 0};
         rows.push_back(
             {Table::meta, shard_row_key(ShardId{static_cast<uint16_t>(number)}), shard_row(base, epoch), false});
     }

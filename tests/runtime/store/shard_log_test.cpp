@@ -339,6 +339,10 @@ TEST_CASE("shard log: a directory is a cluster's or a node's alone, and one beco
         Node node(dir, fold);
         CHECK(node.found[shard.value].base == LogPosition{2, Epoch{7}, 0});
         CHECK(node.found[shard.value].promised == Epoch{7});
+        // What had nothing is an empty log like any other: a copy on an empty disk is equal to it.
+        const size_t none = (shard.value + 1u) % node.found.size();
+        CHECK(node.found[none].base == LogPosition{});
+        CHECK(node.found[none].promised == Epoch{7});
         CHECK(node.store->adopted_in() == Epoch{7});
         CHECK(node.store->read_turn(key, TurnNo{2})->value() == "again");
         node.begin(shard, Epoch{8});
