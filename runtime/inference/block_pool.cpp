@@ -143,6 +143,7 @@ void BlockPool::erase_if_unused(uint32_t index) {
     if (!entry.live || !entry.copies.empty() || entry.host != HostState::absent || entry.disk != DiskState::absent)
         return;
     while (entry.holder_count > 0) unhold(index, entry.holder_count - 1u);
+    if (entry.definition) definitions_.erase(index);
     index_.erase(entry.hash);
     entry.live = false;
     free_entries_.push_back(index);
@@ -178,6 +179,18 @@ void BlockPool::hold(uint32_t index, const SessionKey& session) {
     holder = {who, uint32_t(sessions_[who].held.size())};
     sessions_[who].held.push_back({index, entry.holder_count});
     ++entry.holder_count;
+}
+
+void BlockPool::define(uint32_t index) {
+    entries_[index].definition = true;
+    definitions_.insert(index);
+}
+
+void BlockPool::hold(uint32_t index, const BlockName& block) {
+    if (block.owner.session.valid())
+        hold(index, block.owner);
+    else
+        define(index);
 }
 
 void BlockPool::unhold(uint32_t index, size_t which) {
@@ -539,7 +552,7 @@ void BlockPool::name(uint32_t t, size_t at, const KvHash& hash, uint32_t tokens,
                      bool definition) {
     Table& table = tables_[t];
     const uint32_t index = find_or_make(hash, tokens, session.tenant);
-    if (definition) entries_[index].definition = true;
+    if (definition) define(index);
     hold(index, session);
     const BlockId own = table.blocks[at];
     const BlockId other = copy_on(entries_[index], table.device);
@@ -709,7 +722,8 @@ bool BlockPool::start_save(DeviceId device, const BlockSave& save) {
 bool BlockPool::has_device_effects(DeviceId device) const {
     if (!has_device(device)) return false;
     const DeviceState& state = devices_[device.value];
-    return !state.saves.empty() || !state.saves_urgent.empty() || !state.copies.empty() || !state.loads.empty();
+    return !state.saves.empty() || !state.saves_urgent.empty() || !state.copies.empty() || !state.loads.empty() ||
+           !state.exports.empty();
 }
 
 DeviceEffects BlockPool::take_device_effects(DeviceId device) {
@@ -724,6 +738,13 @@ DeviceEffects BlockPool::take_device_effects(DeviceId device) {
         if (!block.save_queued || block.entry == none || entries_[block.entry].hash != save.hash) continue;
         block.save_queued = false;
         if (start_save(device, save)) out.saves.push_back(save);
+    }
+    while (!state.exports.empty() && out.exports.size() < config_.saves_per_work_max) {
+        const uint32_t index = find(state.exports.front());
+        const BlockId block = index == none ? block_none : copy_on(entries_[index], device);
+        const bool there = block != block_none && !block_at(device, block).loading;
+        out.exports.push_back({there ? block : block_none, there ? entries_[index].tokens : 0, state.exports.front()});
+        state.exports.pop_front();
     }
     out.copies.swap(state.copies);
     while (!state.loads.empty() && out.loads.size() < config_.loads_per_work_max) {
@@ -784,11 +805,7 @@ bool BlockPool::offer(KvTier tier, const KvHash& hash, uint32_t tokens, const Se
     }
     if (tier == KvTier::host && !make_host_room()) return false;
     const uint32_t index = find_or_make(hash, tokens, owner.tenant);
-    if (owner.session.valid()) {
-        hold(index, owner);
-    } else {
-        entries_[index].definition = true;
-    }
+    hold(index, BlockName{hash, tokens, owner});
     if (tier == KvTier::host) {
         entries_[index].host = HostState::ready;
         host_link(index);
@@ -847,16 +864,65 @@ void BlockPool::settle_to_disk(const SessionKey& session) {
     }
 }
 
-std::vector<TierEffect> BlockPool::tier_blocks(const SessionKey& session) const {
-    std::vector<TierEffect> out;
-    const auto found = session_index_.find(session);
-    if (found == session_index_.end()) return out;
-    for (const HeldEntry& one : sessions_[found->second].held) {
-        const Entry& entry = entries_[one.entry];
-        if (entry.host == HostState::ready || entry.disk == DiskState::ready)
-            out.push_back({TierEffect::Kind::store_disk, entry.hash, entry.tokens, session});
+// --- to and from other nodes ----------------------------------------------------------------------------------------
+
+void BlockPool::holdings(const SessionKey& session, const KvChain& chain, std::vector<BlockName>& out) const {
+    std::unordered_set<uint32_t> named;
+    for (const KvHash& hash : chain.blocks) {
+        const uint32_t index = find(hash);
+        if (index == none) break;
+        const Entry& entry = entries_[index];
+        named.insert(index);
+        out.push_back({hash, entry.tokens, {session.tenant, entry.definition ? SessionId{} : session.session}});
     }
-    return out;
+    const auto found = session_index_.find(session);
+    if (found == session_index_.end()) return;
+    for (const HeldEntry& one : sessions_[found->second].held)
+        if (named.insert(one.entry).second)
+            out.push_back({entries_[one.entry].hash, entries_[one.entry].tokens, session});
+}
+
+void BlockPool::definitions(TenantId tenant, std::vector<BlockName>& out) const {
+    for (const uint32_t index : definitions_)
+        if (entries_[index].tenant == tenant)
+            out.push_back({entries_[index].hash, entries_[index].tokens, {tenant, SessionId{}}});
+}
+
+bool BlockPool::export_block(const KvHash& hash) {
+    const uint32_t index = find(hash);
+    if (index == none) return false;
+    for (const Copy& copy : entries_[index].copies) {
+        if (block_at(copy.device, copy.block).loading) continue;
+        devices_[copy.device.value].exports.push_back(hash);
+        return true;
+    }
+    return false;
+}
+
+bool BlockPool::claim(const BlockName& block) {
+    const uint32_t index = find(block.hash);
+    if (index == none || entries_[index].tenant != block.owner.tenant) return false;
+    hold(index, block);
+    return true;
+}
+
+bool BlockPool::has_tier_room() const {
+    return config_.host_blocks_max > 0 && (host_blocks_ < config_.host_blocks_max || config_.disk);
+}
+
+BlockTaken BlockPool::accept(const BlockName& block) {
+    if (claim(block)) return BlockTaken::known;
+    // A name that is another tenant's can be no block of this one's.
+    if (!has_tier_room() || find(block.hash) != none) return BlockTaken::no_room;
+    const bool host = host_blocks_ < config_.host_blocks_max;
+    const uint32_t index = find_or_make(block.hash, block.tokens, block.owner.tenant);
+    hold(index, block);
+    entries_[index].host = HostState::ready;
+    host_link(index);
+    ++host_blocks_;
+    if (host) return BlockTaken::host;
+    drop_host(index, true);
+    return BlockTaken::disk;
 }
 
 BlockPoolStats BlockPool::stats() const {

@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "runtime/base/id.h"
@@ -62,8 +63,20 @@ struct DeviceEffects {
     std::vector<BlockSave> saves;
     std::vector<BlockCopy> copies;
     std::vector<BlockLoad> loads;
-    bool empty() const { return saves.empty() && copies.empty() && loads.empty(); }
+    std::vector<BlockSave> exports;  // with the saves; the bytes go to who asked. block_none: it is no longer there
+    bool empty() const { return saves.empty() && copies.empty() && loads.empty() && exports.empty(); }
 };
+
+/// A block as another node is told of it.
+struct BlockName {
+    KvHash hash{};
+    uint32_t tokens = 0;
+    SessionKey owner;  // an invalid session: of an agent's definition of the tenant
+    friend bool operator==(const BlockName&, const BlockName&) = default;
+};
+
+/// What becomes of a block that another node sent.
+enum class BlockTaken : uint8_t { host, disk, known, no_room };
 
 /// What happens to bytes that are in the host's memory or on disk.
 struct TierEffect {
@@ -155,10 +168,26 @@ class BlockPool {
     void delete_session(const SessionKey& session);
     /// Writes what the session holds in the host's memory, or what is on its way there, to disk: it survives a restart.
     void settle_to_disk(const SessionKey& session);
-    /// Names of what a session holds in the host's memory or on disk, for a migration. In no order.
-    std::vector<TierEffect> tier_blocks(const SessionKey& session) const;
-    /// A block came into the host's memory from elsewhere (a migration), or was found on disk at start. False: not
-    /// wanted (no room, or known), the caller drops the bytes.
+    /// Names of what the session holds anywhere, each once: first what `chain` names, in its order and with the blocks
+    /// of an agent's definition, then the rest in no order.
+    void holdings(const SessionKey& session, const KvChain& chain, std::vector<BlockName>& out) const;
+    /// Blocks of agents' definitions of the tenant.
+    void definitions(TenantId tenant, std::vector<BlockName>& out) const;
+    /// Every session that holds something, in no order.
+    template <class Visit>
+    void visit_sessions(Visit visit) const {
+        for (const auto& [key, index] : session_index_) visit(key);
+    }
+    /// The bytes of a block that a device has, among the exports of that device's work to come. False: none has it.
+    bool export_block(const KvHash& hash);
+    /// Whether the block is anywhere here; the owner then holds it, too.
+    bool claim(const BlockName& block);
+    /// A block came from another node: into the host's memory as long as there is room, then to disk, by effects for
+    /// which the bytes are in the host's memory. Nothing that is here gives way.
+    BlockTaken accept(const BlockName& block);
+    /// Whether accept() would find room now.
+    bool has_tier_room() const;
+    /// A block was found on disk at start. False: not wanted (no room, or known).
     bool offer(KvTier tier, const KvHash& hash, uint32_t tokens, const SessionKey& owner);
 
     /// Brings a block of the host's memory or the disk onto the device as cache, before anybody asks. False: it is
@@ -206,6 +235,7 @@ class BlockPool {
         std::vector<BlockSave> saves_urgent;  // the block is about to be reused
         std::vector<BlockCopy> copies;
         std::deque<BlockLoad> loads;
+        std::deque<KvHash> exports;
         std::unordered_map<BlockId, Load> in_load;
     };
     struct Holder {
@@ -263,6 +293,8 @@ class BlockPool {
     BlockId copy_on(const Entry& entry, DeviceId device) const;
 
     void hold(uint32_t entry, const SessionKey& session);
+    void hold(uint32_t entry, const BlockName& block);
+    void define(uint32_t entry);
     void unhold(uint32_t entry, size_t holder);
     SessionKey owner_of(const Entry& entry) const;
 
@@ -297,6 +329,7 @@ class BlockPool {
     std::deque<Entry> entries_;  // growing moves nothing: there may be millions
     std::vector<uint32_t> free_entries_;
     std::unordered_map<KvHash, uint32_t, KvHashHasher> index_;
+    std::unordered_set<uint32_t> definitions_;  // entries of agents' definitions
     std::vector<Session> sessions_;
     std::vector<uint32_t> free_sessions_;
     std::unordered_map<SessionKey, uint32_t> session_index_;

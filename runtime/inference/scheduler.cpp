@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_set>
 #include <utility>
 
 #include "runtime/base/invariant.h"
@@ -421,8 +422,30 @@ bool Scheduler::offer(KvTier tier, const KvHash& hash, uint32_t tokens, const Se
     return pool_ && pool_->offer(tier, hash, tokens, owner);
 }
 
-std::vector<TierEffect> Scheduler::tier_blocks(const SessionKey& session) const {
-    return pool_ ? pool_->tier_blocks(session) : std::vector<TierEffect>();
+std::vector<BlockName> Scheduler::holdings(const std::function<bool(const SessionKey&)>& wanted,
+                                           size_t blocks_max) const {
+    std::vector<BlockName> out;
+    if (!pool_) return out;
+    std::unordered_set<SessionKey> done;
+    const auto take = [&](const SessionKey& session, const KvChain& chain) {
+        if (out.size() < blocks_max && done.insert(session).second) pool_->holdings(session, chain, out);
+    };
+    for (const auto& [session, running] : by_session_)
+        if (wanted(session)) take(session, sequences_.at(*running.rbegin())->chain);
+    std::vector<std::pair<uint64_t, const SessionKey*>> rested;
+    for (const auto& [session, rest] : rests_)
+        if (wanted(session)) rested.emplace_back(rest->stamp, &session);
+    std::sort(rested.begin(), rested.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    for (const auto& [stamp, session] : rested) take(*session, rests_.at(*session)->chain);
+    // Of a session that was not served since the start nothing says which blocks of definitions its context begins
+    // with.
+    std::unordered_set<TenantId> tenants;
+    pool_->visit_sessions([&](const SessionKey& session) {
+        if (out.size() >= blocks_max || done.contains(session) || !wanted(session)) return;
+        if (tenants.insert(session.tenant).second) pool_->definitions(session.tenant, out);
+        take(session, {});
+    });
+    return out;
 }
 
 // --- results --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 //
 // No step looks at all that wait. Pure; one owner, the model scheduler's thread.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -186,11 +187,23 @@ class Scheduler {
     }
     void stored_on_disk(const KvHash& hash, bool ok) { pool_->stored_on_disk(hash, ok); }
     void lost_on_disk(const KvHash& hash) { pool_->lost_on_disk(hash); }
-    /// A block that is on disk at start, or came with a migration. Before the first device was added: false.
+    /// A block that is on disk at start. Before the first device was added: false.
     bool offer(KvTier tier, const KvHash& hash, uint32_t tokens, const SessionKey& owner);
     /// Brings a block onto the device before anybody asks, if one is free there (BlockPool::prefetch).
     bool prefetch(DeviceId device, const KvHash& hash) { return pool_ && pool_->prefetch(device, hash); }
-    std::vector<TierEffect> tier_blocks(const SessionKey& session) const;
+
+    // --- blocks that go to another node or come from there
+    /// Names of all that the sessions for which `wanted` says so hold anywhere, up to `blocks_max` (and those of one
+    /// session more): who was last served first, of each the beginning of its context first. A name is there for each
+    /// session that has it.
+    std::vector<BlockName> holdings(const std::function<bool(const SessionKey&)>& wanted, size_t blocks_max) const;
+    /// The block's bytes come among the exports of a device's work. False: no device has it.
+    bool export_block(const KvHash& hash) { return pool_ && pool_->export_block(hash); }
+    /// Whether the block is known here; its owner then holds it as well.
+    bool claim(const BlockName& block) { return pool_ && pool_->claim(block); }
+    /// As BlockPool::accept; before outputs() are performed its bytes are in the host's memory.
+    BlockTaken accept(const BlockName& block) { return pool_ ? pool_->accept(block) : BlockTaken::no_room; }
+    bool has_tier_room() const { return pool_ && pool_->has_tier_room(); }
 
     /// Work for every device that has none and for which there is some.
     std::vector<DeviceWork> step(TimeUs now);

@@ -4,6 +4,8 @@
 
 #include <map>
 #include <numeric>
+#include <set>
+#include <span>
 
 #include "runtime/base/random.h"
 
@@ -238,7 +240,9 @@ TEST_CASE("block pool: a deleted session's content leaves all tiers, what others
     save_all(pool, DeviceId{0});
     pool.settle_to_disk(session_of(1));
     for (const auto& effect : pool.take_tier_effects()) pool.stored_on_disk(effect.hash, true);
-    CHECK(pool.tier_blocks(session_of(1)).size() == 3);
+    std::vector<BlockName> held;
+    pool.holdings(session_of(1), {}, held);
+    CHECK(held.size() == 3);
     pool.delete_session(session_of(1));
     CHECK(pool.check() == "");
     PrefixMatch match;
@@ -309,6 +313,8 @@ class Model {
     }
     uint64_t hits() const { return hits_; }
     uint64_t prefetched() const { return prefetched_; }
+    uint64_t shipped() const { return shipped_; }
+    uint64_t arrived(bool to_disk) const { return arrived_[to_disk]; }
     BlockPoolStats stats() const { return pool_.stats(); }
 
   private:
@@ -325,8 +331,12 @@ class Model {
     static Content upto(const Content& tokens, size_t end) { return {tokens.begin(), tokens.begin() + ptrdiff_t(end)}; }
 
     void one() {
-        const uint64_t dice = random_.below(104);
-        if (dice >= 100)
+        const uint64_t dice = random_.below(108);
+        if (dice >= 106)
+            arrive();
+        else if (dice >= 104)
+            ship();
+        else if (dice >= 100)
             prefetch();
         else if (dice < 25)
             start();
@@ -373,6 +383,32 @@ class Model {
         auto at = tier.begin();
         std::advance(at, random_.below(tier.size()));
         prefetched_ += pool_.prefetch(DeviceId{uint32_t(random_.below(device_count))}, at->first);
+    }
+
+    /// A block of some session comes from another node.
+    void arrive() {
+        if (histories_.empty()) return;
+        auto history = histories_.begin();
+        std::advance(history, random_.below(histories_.size()));
+        const KvChain chain = chain_of(history->second);
+        if (chain.blocks.empty()) return;
+        tiers();  // as the scheduler's owner does: what was dropped before is dropped before
+        const size_t at = random_.below(chain.blocks.size());
+        const BlockTaken taken = pool_.accept({chain.blocks[at], block_tokens, session_of(history->first)});
+        if (taken == BlockTaken::known || taken == BlockTaken::no_room) return;
+        host_[chain.blocks[at]] = upto(history->second, (at + 1) * block_tokens);
+        arrived_[taken == BlockTaken::disk] += 1;
+        tiers();
+    }
+
+    /// One goes to another node.
+    void ship() {
+        if (histories_.empty()) return;
+        auto history = histories_.begin();
+        std::advance(history, random_.below(histories_.size()));
+        std::vector<BlockName> held;
+        pool_.holdings(session_of(history->first), chain_of(history->second), held);
+        if (!held.empty()) pool_.export_block(held[random_.below(held.size())].hash);
     }
 
     Run* pick() { return runs_.empty() ? nullptr : &runs_[random_.below(runs_.size())]; }
@@ -425,6 +461,19 @@ class Model {
             content.resize(content.size() / block_tokens * block_tokens +
                            (content.size() % block_tokens > save.tokens ? save.tokens : content.size() % block_tokens));
             saves_.push_back({d, save.hash, content});
+        }
+        for (const auto& sent : work.exports) {
+            if (sent.block == block_none) continue;
+            // What is sent is what its name says.
+            Content content = memory[sent.block];
+            const size_t begin = (content.size() - 1) / block_tokens * block_tokens;
+            REQUIRE(content.size() >= begin + sent.tokens);
+            content.resize(begin + sent.tokens);
+            KvChain chain = chain_of(content);
+            if (sent.tokens < block_tokens)
+                chain.blocks.push_back(kv_next(chain.before(begin / block_tokens), std::span(content).subspan(begin)));
+            REQUIRE(chain.blocks.back() == sent.hash);
+            ++shipped_;
         }
         for (const auto& copy : work.copies) memory[copy.to] = memory[copy.from];
         for (const auto& load : work.loads) {
@@ -510,19 +559,22 @@ class Model {
     std::map<KvHash, Content> host_, disk_;
     std::vector<std::tuple<uint32_t, KvHash, Content>> saves_;
     std::vector<std::tuple<uint32_t, BlockLoad, bool>> loads_;
-    uint64_t hits_ = 0, prefetched_ = 0;
+    uint64_t hits_ = 0, prefetched_ = 0, shipped_ = 0, arrived_[2] = {0, 0};
 };
 
 }  // namespace
 
 TEST_CASE("block pool: whatever happens, blocks are counted right and hold what their names say") {
-    uint64_t hits = 0, loaded = 0, evicted = 0, prefetched = 0;
+    uint64_t hits = 0, loaded = 0, evicted = 0, prefetched = 0, shipped = 0, to_host = 0, to_disk = 0;
     for (uint64_t seed = 1; seed <= 12; ++seed) {
         CAPTURE(seed);
         Model model(seed, seed % 3 == 0 ? 0 : 10 + seed * 4, seed % 2 == 0);
         model.run(4000);
         hits += model.hits();
         prefetched += model.prefetched();
+        shipped += model.shipped();
+        to_host += model.arrived(false);
+        to_disk += model.arrived(true);
         loaded += model.stats().loaded;
         evicted += model.stats().evicted_device;
     }
@@ -531,6 +583,75 @@ TEST_CASE("block pool: whatever happens, blocks are counted right and hold what 
     CHECK(loaded > 1000);
     CHECK(evicted > 1000);
     CHECK(prefetched > 100);
+    CHECK(shipped > 100);
+    CHECK(to_host > 10);
+    CHECK(to_disk > 10);
+}
+
+TEST_CASE("block pool: what a session holds is named from its beginning, with the definition that it begins with") {
+    BlockPool pool({block_tokens, 32, true});
+    pool.add_device(DeviceId{0}, 40);
+    const auto mine = tokens_of(4 * block_tokens + 2);
+    auto before = mine;  // what it once had instead of the end
+    for (size_t i = 2 * block_tokens; i < before.size(); ++i) before[i] += 1000;
+    turn(pool, DeviceId{0}, session_of(1), before, block_tokens);
+    turn(pool, DeviceId{0}, session_of(1), mine, block_tokens);
+    const KvChain chain = chain_of(mine);
+    std::vector<BlockName> held;
+    pool.holdings(session_of(1), chain, held);
+    REQUIRE(held.size() == 4 + 1 + 2 + 1);  // the chain, its tail, and the other end with its own
+    for (size_t i = 0; i < 4; ++i) CHECK(held[i].hash == chain.blocks[i]);
+    CHECK_FALSE(held[0].owner.session.valid());
+    for (size_t i = 1; i < held.size(); ++i) CHECK(held[i].owner == session_of(1));
+    std::set<KvHash> once;
+    for (const BlockName& name : held) CHECK(once.insert(name.hash).second);
+    std::vector<BlockName> definitions;
+    pool.definitions(TenantId{1}, definitions);
+    CHECK(definitions == std::vector<BlockName>{held[0]});
+    pool.delete_session(session_of(1));
+    pool.remove_device(DeviceId{0});
+    definitions.clear();
+    pool.definitions(TenantId{1}, definitions);
+    CHECK(definitions.empty());
+    CHECK(pool.check() == "");
+}
+
+TEST_CASE("block pool: what comes from another node has room that nobody else needs, and goes with its session") {
+    BlockPool pool({block_tokens, 2, true});
+    pool.add_device(DeviceId{0}, 40);
+    const auto tokens = tokens_of(4 * block_tokens + 1);
+    const KvChain chain = chain_of(tokens);
+    std::vector<BlockTaken> taken;
+    for (const KvHash& hash : chain.blocks) taken.push_back(pool.accept({hash, block_tokens, session_of(1)}));
+    CHECK(taken == std::vector{BlockTaken::host, BlockTaken::host, BlockTaken::disk, BlockTaken::disk});
+    CHECK(pool.check() == "");
+    CHECK(pool.stats().evicted_host == 0);
+    PrefixMatch match;
+    pool.match(chain, 4, match);
+    CHECK(match.reach == 2);  // what is being stored is not there yet
+    for (const auto& effect : pool.take_tier_effects())
+        if (effect.kind == TierEffect::Kind::store_disk) {
+            CHECK(effect.owner == session_of(1));
+            pool.stored_on_disk(effect.hash, true);
+        }
+    pool.match(chain, 4, match);
+    CHECK(match.reach == 4);
+    CHECK(pool.accept({chain.blocks[0], block_tokens, session_of(2)}) == BlockTaken::known);
+    // Nothing that is another tenant's is known, whatever its name.
+    CHECK_FALSE(pool.claim({chain.blocks[1], block_tokens, session_of(3, 2)}));
+    CHECK(pool.accept({chain.blocks[1], block_tokens, session_of(3, 2)}) == BlockTaken::no_room);
+    pool.delete_session(session_of(1));
+    pool.match(chain, 4, match);
+    CHECK(match.reach == 1);  // which the second has too
+    pool.delete_session(session_of(2));
+    pool.match(chain, 4, match);
+    CHECK(match.reach == 0);
+    CHECK(pool.check() == "");
+
+    BlockPool full({block_tokens, 1, false}), none({block_tokens, 0, false});
+    CHECK(full.accept({chain.blocks[0], block_tokens, session_of(1)}) == BlockTaken::host);
+    CHECK(full.accept({chain.blocks[1], block_tokens, session_of(1)}) == BlockTaken::no_room);
+    CHECK(none.accept({chain.blocks[0], block_tokens, session_of(1)}) == BlockTaken::no_room);
 }
 
 TEST_CASE("block pool: what is prefetched is a hit, and loads come a few at a time") {

@@ -316,14 +316,39 @@ TEST_CASE("scheduler: a turn computes its new tokens only, on the device, after 
     plant->collect();
     const auto disk = plant->disk;
     const auto ended = plant->ended;
-    const auto on_disk = plant->scheduler.tier_blocks(session_of(1));
+    const auto held = plant->scheduler.holdings([](const SessionKey& key) { return key == session_of(1); }, 1000);
     plant = std::make_unique<Plant>(config);
     plant->add(3, caps_of(40));
     plant->disk = disk;
     plant->ended = ended;
-    for (const auto& block : on_disk)
-        CHECK(plant->scheduler.offer(KvTier::disk, block.hash, block.tokens, session_of(1)));
+    for (const auto& block : held) CHECK(plant->scheduler.offer(KvTier::disk, block.hash, block.tokens, session_of(1)));
     CHECK(go_on(4).cached_disk > 0);
+}
+
+TEST_CASE("scheduler: what goes to another node is who was served last first, and of each the beginning first") {
+    SchedulerConfig config;
+    config.host_blocks_max = 100;
+    Plant plant(config);
+    plant.add(0, caps_of(60));
+    for (const uint64_t s : {1, 2, 3, 4, 2}) {
+        static uint64_t sequence = 0;
+        plant.submit(++sequence, session_of(s), prompt_of(s, 20), 1);
+        plant.run();
+    }
+    const auto odd = [](const SessionKey& key) { return key != session_of(4); };
+    std::vector<SessionKey> order;
+    KvChain chain{kv_root(caps_of().model_hash, caps_of().kv_format, TenantId{1}), {}};
+    extend_chain(chain, prompt_of(2, 20), caps_of().block_tokens);
+    const auto names = plant.scheduler.holdings(odd, 1000);
+    for (const BlockName& name : names)
+        if (order.empty() || order.back() != name.owner) order.push_back(name.owner);
+    CHECK(order == std::vector{session_of(2), session_of(3), session_of(1)});
+    REQUIRE(names.size() > chain.blocks.size());
+    for (size_t i = 0; i < chain.blocks.size(); ++i) CHECK(names[i].hash == chain.blocks[i]);
+    // No more than is asked for, but for the last session's.
+    const size_t each = names.size() / 3;
+    CHECK(plant.scheduler.holdings(odd, each).size() == each);
+    CHECK(plant.scheduler.holdings(odd, each + 1).size() == 2 * each);
 }
 
 TEST_CASE("scheduler: a block that is damaged in a tier is computed again and changes no token") {
