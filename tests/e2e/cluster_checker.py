@@ -258,6 +258,8 @@ UNKNOWN_CODES = ("internal", "request_timeout")  # an error answer that does not
 class Load:
     """Threads that write turns, threads that read, and one that closes unknown outcomes, through all nodes."""
 
+    headers = {}  # of each turn
+
     def __init__(self, cluster, ledger, seed, writers=6, readers=2, conversations=24, kinds=("talk", "pay", "charge"),
                  patience=30, pace=0.01):
         self.cluster, self.ledger, self.kinds, self.patience, self.pace = cluster, ledger, kinds, patience, pace
@@ -267,6 +269,7 @@ class Load:
         self.settling = False
         self.seed, self.numbers = seed, iter(range(10_001, 1 << 60))
         self.open = {}  # text -> what is to be sent again until it is answered
+        self.asking = {}  # thread -> the attempt that it waits for
         self.refused = collections.Counter()
         self.only_through = None  # a node that writers are to go through
         self.conversations = [self.conversation(i) for i in range(conversations)]
@@ -332,15 +335,19 @@ class Load:
         body = {"model": kind, "conversation": conversation, "input": text}
         with self.lock:
             self.history.attempts.append(one)
+            self.asking[threading.get_ident()] = one
         try:
             if how == "stream":
                 self.stream(node, one, body, key)
             else:
-                answer = node.request("POST", "/v1/responses", body, {"Idempotency-Key": key} if key else None,
+                answer = node.request("POST", "/v1/responses", body, {**self.headers, **({"Idempotency-Key": key} if key else {})},
                                       timeout=patience or self.patience)
                 self.answered(one, answer)
-        except (Lost, ValueError):
-            pass
+        except (Lost, ValueError) as error:
+            one["lost"] = repr(error)
+            one["refused_connection"] = isinstance(error.__context__, ConnectionRefusedError)
+        with self.lock:
+            del self.asking[threading.get_ident()]
         return one
 
     def answered(self, one, answer):
@@ -427,8 +434,25 @@ class Load:
     def stop(self):
         self.stopping.set()
         for thread in self.threads:
-            thread.join(self.patience + 30)
-            check(not thread.is_alive(), "every client ends")
+            until = time.monotonic() + self.patience + 60
+            thread.join(1)
+            while thread.is_alive() and time.monotonic() < until:
+                # A client may wait for a turn whose call is unknown only now, and whoever closes those has stopped.
+                self.resolve(next(node for node in self.cluster.nodes if node.alive()))
+                thread.join(1)
+            if thread.is_alive():
+                one = self.asking.get(thread.ident)
+                check(False, "every client ends", "waits for %.0f s: %s" % (time.monotonic() - one["begun"], one)
+                      if one else thread, *(self.told_of(one["conversation"]) if one else ()))
+
+    def told_of(self, conversation):
+        """What each node says of a session that somebody waits for."""
+        for node in self.cluster.nodes:
+            for path in ("/v1/sessions/" + conversation, "/v1/conversations/%s/items?limit=4" % conversation):
+                try:
+                    yield "%s: %s" % (node.name, node.request("GET", path, timeout=5))
+                except Lost as lost:
+                    yield "%s: %s" % (node.name, lost)
 
     def settle(self, patience=60):
         """After the faults: all keys get their answer, all sessions come to rest; then everything is read."""
@@ -497,6 +521,78 @@ class Load:
                  sum(one["outcome"] == "refused" for one in attempts),
                  ", ".join("%s %d" % pair for pair in self.refused.most_common()), len(self.history.reads),
                  len(self.history.seen_unknown)))
+
+
+class BalancedLoad(Load):
+    """Clients as behind a balancer: any node whose /readyz says 200, asked ten times a second, a connection for each
+    request, and another node where that is refused. What such a client sees beside answers is an error."""
+
+    headers = {"Connection": "close"}
+
+    def __init__(self, cluster, *words, **more):
+        self.ready, self.failures = set(cluster.nodes), []
+        self.watcher = threading.Thread(target=self.watch, args=(cluster,), daemon=True)
+        super().__init__(cluster, *words, **more)
+        self.watcher.start()
+
+    def watch(self, cluster):
+        while not self.stopping.wait(0.1):
+            self.ready = {node for node in cluster.nodes if node.got("/readyz", timeout=1)}
+
+    def node(self, dice):
+        ready = [node for node in self.cluster.nodes if node in self.ready]
+        return dice.choice(ready or self.cluster.nodes)
+
+    def balanced(self, dice, ask):
+        """`ask` of a node, and of another one as long as nobody listens."""
+        node = self.node(dice)
+        for _ in range(100):
+            try:
+                return node, ask(node)
+            except Lost as lost:
+                if not isinstance(lost.__context__, ConnectionRefusedError):
+                    raise
+                node = dice.choice([other for other in self.cluster.nodes if other is not node])
+                time.sleep(0.02)
+        raise Lost("nobody listens")
+
+    def send(self, node, text, conversation, kind, how, key, patience=None):
+        dice = random.Random("%s/%s" % (self.seed, text))
+        one = super().send(node, text, conversation, kind, how, key, patience)
+        while one.get("refused_connection"):
+            with self.lock:
+                self.history.attempts.remove(one)  # nothing was sent
+            time.sleep(0.02)
+            one = super().send(self.node(dice), text, conversation, kind, how, key, patience)
+        return one
+
+    def read(self, number):
+        dice = random.Random("%s/reader/%d" % (self.seed, number))
+        while not self.stopping.is_set():
+            conversation, begun = dice.choice(self.conversations), time.monotonic()
+            try:
+                node, answer = self.balanced(dice, lambda node: node.request(
+                    "GET", "/v1/conversations/%s/items?limit=20" % conversation, headers={"Connection": "close"},
+                    timeout=self.patience))
+            except Lost as lost:
+                self.failures.append("a read: %s" % lost)
+                continue
+            if answer.status != 200:
+                self.failures.append("a read from %s: %s" % (node.name, answer))
+                continue
+            with self.lock:
+                self.history.reads.append({
+                    "conversation": conversation, "node": node.name, "begun": begun, "ended": time.monotonic(),
+                    "inputs": [words_of(item) for item in reversed(answer.json["data"]) if is_input(item)]})
+            time.sleep(self.pace)
+
+    def errors(self):
+        """What clients saw that was no answer, as texts."""
+        with self.lock:
+            bad = [one for one in self.history.attempts
+                   if one["ended"] != NEVER and one["outcome"] != "ok" or one.get("lost") or one["code"]]
+        return self.failures + ["%s to %s by %s: %s %s" % (one["kind"], one["conversation"], one["node"], one["outcome"],
+                                                          one.get("lost") or one["code"]) for one in bad]
 
 
 # --- the self-test ----------------------------------------------------------------------------------------------------
