@@ -41,6 +41,7 @@ bool Replica::fence(Epoch epoch, ReplicaOutputs& out, WriteGroup& group) {
 void Replica::append(const AppendEntries& message, ReplicaOutputs& out) {
     WriteGroup group;
     if (!fence(message.epoch, out, group)) return;
+    const bool reads = message.round > round_;
     round_ = std::max(round_, message.round);
     const auto here = log_.at(message.previous.index);
     const bool below = message.previous.index < log_.base().index;  // in the snapshot, so committed, so the same
@@ -65,8 +66,10 @@ void Replica::append(const AppendEntries& message, ReplicaOutputs& out) {
         verified_ = std::max(verified_, message.previous.index);
     }
     commit_ = std::max(commit_, std::min({message.commit, verified_, log_.last_index()}));
-    if (group.promise || group.truncate_to || !group.entries.empty()) write(std::move(group), out);
-    answer(out);
+    const bool writes = group.promise || group.truncate_to || !group.entries.empty();
+    if (writes) write(std::move(group), out);
+    // What is written is answered when it is durable; only who reads does not wait for that.
+    if (!writes || reads) answer(out);
 }
 
 /// Keeps what is equal, cuts at the first that differs, appends the rest. False: nothing of the message counts.

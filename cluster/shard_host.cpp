@@ -18,6 +18,8 @@ using std::chrono::steady_clock;
 constexpr uint32_t lease_beats = 3;         // keep-alives in the time of a lease
 constexpr uint32_t retry_ms = 200;          // of a coordinator that does not answer
 constexpr size_t acks_searched = 32;        // for another acknowledgement to the same target
+constexpr double gather_inputs_min = 4;     // that the window must promise: a lone session never waits
+constexpr size_t gather_inputs_max = 256;   // ... and no round is made to wait for more
 constexpr uint32_t hand_over_poll_ms = 10;  // a poll with a bound
 constexpr milliseconds figures_interval(1000);
 constexpr int lists_spaced = 10;  // times what one takes
@@ -78,7 +80,7 @@ void ShardHost::post(const std::function<void(Inbox&)>& put) {
     std::lock_guard lock(inbox_mutex_);
     const bool wake = inbox_.empty();
     put(inbox_);
-    if (wake) inbox_filled_.notify_one();
+    if (gathering_ ? inbox_.many() >= gather_inputs_max : wake) inbox_filled_.notify_one();
 }
 
 void ShardHost::receive(std::vector<ReplicationMessage> messages) {
@@ -117,6 +119,7 @@ void ShardHost::run() {
         {
             std::unique_lock lock(inbox_mutex_);
             inbox_filled_.wait_until(lock, tick_at, [this] { return stopping_ || !inbox_.empty(); });
+            gather(lock);
             if (stopping_) break;
             std::swap(taken, inbox_);
         }
@@ -138,11 +141,32 @@ void ShardHost::run() {
                 count_at = tick_at;
             }
         }
-        flush_sends();
+        end_round();
         if (std::exchange(placed_, false)) bump();
     }
     // Who waits for an answer is told that there will be none.
     for (auto& member : members_) drop_waiting(member);
+    end_round();
+}
+
+/// As SegmentLog::gather, and for the same reason: under load the wake-ups behind a round cost more than its work.
+void ShardHost::gather(std::unique_lock<std::mutex>& lock) {
+    using std::chrono::microseconds;
+    const microseconds window(config_.gather_us);
+    auto moment = steady_clock::now();
+    const bool promising = inputs_per_us_ * static_cast<double>(window.count()) >= gather_inputs_min;
+    const auto until = taken_at_ + window;
+    gathering_ = true;
+    while (promising && !stopping_ && !inbox_.empty() && inbox_.many() < gather_inputs_max && moment < until) {
+        inbox_filled_.wait_until(lock, until);
+        moment = steady_clock::now();
+    }
+    gathering_ = false;
+    const double elapsed = std::max(1.0, std::chrono::duration<double, std::micro>(moment - taken_at_).count());
+    // What was longer than a window ago says nothing about the next one.
+    const double weight = std::min(1.0, elapsed / std::max(1.0, static_cast<double>(window.count())));
+    inputs_per_us_ += weight * (static_cast<double>(inbox_.many()) / elapsed - inputs_per_us_);
+    taken_at_ = moment;
 }
 
 void ShardHost::take(Inbox& inbox) {
@@ -166,17 +190,7 @@ void ShardHost::take(Inbox& inbox) {
         step(message.shard, std::move(message));
     }
     for (const auto& [shard, index] : inbox.applied) step(shard, StateApplied{index});
-    for (auto& proposal : inbox.proposals) {
-        Member& member = members_[proposal.shard.value];
-        // An actor of an earlier leadership knows a state that others may have gone on from.
-        if (member.member->serving() != proposal.epoch) {
-            figures_.proposal(ProposalOutcome::other_epoch);
-            if (proposal.target) proposal.target->refused();
-            continue;
-        }
-        offer(proposal.shard,
-              {0, std::move(proposal.target), proposal.last, std::move(proposal.entry), proposal.since});
-    }
+    take_proposals(inbox.proposals);
     for (auto& read : inbox.reads) {
         members_[read.shard.value].reads.emplace(++tokens_, WaitingRead{std::move(read.done), read.since});
         step(read.shard, BeginRead{tokens_, 0});
@@ -189,11 +203,69 @@ void ShardHost::step(ShardId shard, const ShardInput& input) {
     perform(shard);
 }
 
-void ShardHost::offer(ShardId shard, Waiting proposal) {
+/// Those of one shard are one step, in the order in which they came.
+void ShardHost::take_proposals(std::vector<Proposal>& proposals) {
+    std::erase_if(proposals, [&](Proposal& proposal) {
+        // An actor of an earlier leadership knows a state that others may have gone on from.
+        if (members_[proposal.shard.value].member->serving() == proposal.epoch) return false;
+        figures_.proposal(ProposalOutcome::other_epoch);
+        if (proposal.target) proposal.target->refused();
+        return true;
+    });
+    std::stable_sort(proposals.begin(), proposals.end(),
+                     [](const Proposal& a, const Proposal& b) { return a.shard < b.shard; });
+    for (size_t from = 0, to = 0; from < proposals.size(); from = to) {
+        std::vector<Waiting> batch;
+        for (; to < proposals.size() && proposals[to].shard == proposals[from].shard; ++to) {
+            Proposal& proposal = proposals[to];
+            batch.push_back({0, std::move(proposal.target), proposal.last, std::move(proposal.entry), proposal.since});
+        }
+        offer(proposals[from].shard, std::move(batch));
+    }
+}
+
+void ShardHost::offer(ShardId shard, std::vector<Waiting> proposals) {
     Member& member = members_[shard.value];
-    if (!member.deferred.empty()) return member.deferred.push_back(std::move(proposal));
-    member.waiting.push_back(std::move(proposal));
-    step(shard, Propose{++tokens_, member.waiting.back().entry});
+    if (!member.deferred.empty()) {
+        std::move(proposals.begin(), proposals.end(), std::back_inserter(member.deferred));
+        return;
+    }
+    Propose input{tokens_ + 1, {}};
+    tokens_ += proposals.size();
+    for (Waiting& proposal : proposals) {
+        input.payloads.push_back(proposal.entry);
+        member.waiting.push_back(std::move(proposal));
+    }
+    step(shard, input);
+}
+
+/// What this step made of the newest that wait.
+void ShardHost::took_proposals(Member& member) {
+    const ShardOutputs& out = outputs_;
+    size_t refused = 0;
+    for (const auto& one : out.refused) refused += !member.reads.contains(one.token);
+    auto newest = member.waiting.end() - static_cast<ptrdiff_t>(out.proposed.size() + refused);
+    for (const auto& proposed : out.proposed) {
+        newest->index = proposed.index;
+        newest->entry.reset();
+        ++newest;
+        figures_.proposal(ProposalOutcome::accepted);
+    }
+    const auto first_refused = newest;
+    for (const auto& one : out.refused) {
+        if (member.reads.contains(one.token)) {
+            end_read(member, one.token, false);
+            continue;
+        }
+        figures_.proposal(static_cast<ProposalOutcome>(one.why));
+        const bool leads = one.why != ProposeRefusal::not_primary && one.why != ProposeRefusal::recovering;
+        if (leads)  // it was admitted: it waits until another node leads or it may
+            member.deferred.push_back(std::move(*newest));
+        else if (newest->target)
+            newest->target->refused();
+        ++newest;
+    }
+    member.waiting.erase(first_refused, member.waiting.end());
 }
 
 /// What a proposal would be refused for, were it made now: said before somebody decides anything.
@@ -210,7 +282,7 @@ std::optional<ErrorCode> ShardHost::refuses(ShardId shard) const {
 /// A hand-over did not come about, or there is room again.
 void ShardHost::offer_deferred(ShardId shard) {
     auto deferred = std::exchange(members_[shard.value].deferred, {});
-    for (auto& proposal : deferred) offer(shard, std::move(proposal));
+    offer(shard, {std::make_move_iterator(deferred.begin()), std::make_move_iterator(deferred.end())});
 }
 
 void ShardHost::hold_or_not(ShardId shard, const ShardRecord& record) {
@@ -229,60 +301,25 @@ void ShardHost::hold_or_not(ShardId shard, const ShardRecord& record) {
     step(shard, HoldHandOver{hold});
 }
 
-/// In an order that keeps the promises: written and applied before anything is told, told before it is forgotten.
+/// Into the round, in an order that keeps the promises (end_round()); what ends or begins a leadership comes after all
+/// that was before it.
 void ShardHost::perform(ShardId shard) {
     Member& member = members_[shard.value];
     ShardOutputs& out = outputs_;
-    for (auto& part : out.staged) log_.stage(shard, part);
+    if (!out.staged.empty()) {
+        end_round();  // an install that waits in the round is of the parts that are aside now
+        for (auto& part : out.staged) log_.stage(shard, part);
+    }
     for (auto& group : out.writes) {
         figures_.snapshots_installed += group.install.has_value();
-        log_.write_group(shard, std::move(group));
+        round_.writes.emplace_back(shard, std::move(group));
     }
-    for (auto& message : out.sends) {
-        figures_.sent(message.body);
-        sends_[message.to.node].push_back(std::move(message));
-    }
-    if (out.applicable) log_.apply_entries(shard, *out.applicable);
-    for (const auto& proposed : out.proposed) {
-        member.waiting.back().index = proposed.index;
-        member.waiting.back().entry.reset();
-        figures_.proposal(ProposalOutcome::accepted);
-    }
-    for (const auto& refused : out.refused) {
-        if (member.reads.contains(refused.token)) {
-            end_read(member, refused.token, false);
-            continue;
-        }
-        figures_.proposal(static_cast<ProposalOutcome>(refused.why));
-        // Refused in the step that proposed it: it is the newest.
-        auto waiting = std::move(member.waiting.back());
-        member.waiting.pop_back();
-        const bool leads = refused.why != ProposeRefusal::not_primary && refused.why != ProposeRefusal::recovering;
-        if (leads)
-            member.deferred.push_back(
-                std::move(waiting));  // it was admitted: it waits until another node leads or it may
-        else if (waiting.target)
-            waiting.target->refused();
-    }
-    if (out.committed) {
-        acks_.clear();
-        const auto committed_at = steady_clock::now();
-        while (!member.waiting.empty() && member.waiting.front().index <= *out.committed) {
-            Waiting done = std::move(member.waiting.front());
-            member.waiting.pop_front();
-            figures_.commit.add(std::chrono::duration<double>(committed_at - done.since).count());
-            if (!done.target) continue;
-            const auto from = acks_.end() - static_cast<ptrdiff_t>(std::min(acks_.size(), acks_searched));
-            const auto same =
-                std::find_if(from, acks_.end(), [&](const auto& ack) { return ack.first == done.target; });
-            if (same == acks_.end())
-                acks_.emplace_back(std::move(done.target), done.last);
-            else
-                same->second = std::max(same->second, done.last);
-        }
-        for (auto& [target, last] : acks_) target->acknowledged(last, last);
-    }
+    for (auto& message : out.sends) send(std::move(message));
+    if (out.applicable) round_.applies.emplace_back(shard, *out.applicable);
+    took_proposals(member);
+    if (out.committed) acknowledge(member, *out.committed);
     for (const uint64_t token : out.reads_ready) end_read(member, token, true);
+    if (out.step_down || out.lead) end_round();
     if (out.step_down) {
         drop_waiting(member);
         place(shard);
@@ -313,6 +350,50 @@ void ShardHost::perform(ShardId shard) {
     }
 }
 
+/// Of two answers of a copy in one round the later says all that the earlier did.
+void ShardHost::send(ReplicationMessage message) {
+    figures_.sent(message.body);
+    auto& messages = round_.sends[message.to.node];
+    const auto plain = [](const ReplicationMessage& one) {
+        const auto* answer = std::get_if<AppendAnswer>(&one.body);
+        return answer && answer->status == AppendStatus::ok ? answer : nullptr;
+    };
+    if (!messages.empty() && plain(message) && plain(messages.back()) && messages.back().shard == message.shard &&
+        messages.back().to == message.to && plain(messages.back())->epoch == plain(message)->epoch)
+        messages.back() = std::move(message);
+    else
+        messages.push_back(std::move(message));
+}
+
+void ShardHost::acknowledge(Member& member, uint64_t committed) {
+    auto& acks = round_.acks;
+    const auto committed_at = steady_clock::now();
+    while (!member.waiting.empty() && member.waiting.front().index <= committed) {
+        Waiting done = std::move(member.waiting.front());
+        member.waiting.pop_front();
+        figures_.commit.add(std::chrono::duration<double>(committed_at - done.since).count());
+        if (!done.target) continue;
+        const auto from = acks.end() - static_cast<ptrdiff_t>(std::min(acks.size(), acks_searched));
+        const auto same = std::find_if(from, acks.end(), [&](const auto& ack) { return ack.first == done.target; });
+        if (same == acks.end())
+            acks.emplace_back(std::move(done.target), done.last);
+        else
+            same->second = std::max(same->second, done.last);
+    }
+}
+
+/// Written and applied before anything is told.
+void ShardHost::end_round() {
+    if (!round_.writes.empty()) log_.write_groups(std::exchange(round_.writes, {}));
+    for (auto& [node, messages] : round_.sends)
+        if (!messages.empty()) config_.send(node, std::exchange(messages, {}));
+    if (!round_.applies.empty()) log_.apply_entries(round_.applies);
+    round_.applies.clear();
+    for (auto& [target, last] : round_.acks) target->acknowledged(last, last);
+    round_.acks.clear();
+    for (auto& done : std::exchange(round_.reads, {})) done();
+}
+
 void ShardHost::drop_waiting(Member& member) {
     for (auto* proposals : {&member.waiting, &member.deferred}) {
         for (auto& waiting : *proposals) {
@@ -329,7 +410,7 @@ void ShardHost::end_read(Member& member, uint64_t token, bool confirmed) {
     if (found == member.reads.end()) return;
     ++(confirmed ? figures_.reads_confirmed : figures_.reads_refused);
     figures_.confirmation.add(std::chrono::duration<double>(steady_clock::now() - found->second.since).count());
-    found->second.done(confirmed);
+    round_.reads.push_back([done = std::move(found->second.done), confirmed] { done(confirmed); });
     member.reads.erase(found);
 }
 
@@ -360,11 +441,6 @@ void ShardHost::count() {
                 return node.name == record.primary && node.incarnation == record.incarnation;
             });
     events_.figures(out, coordinator_figures_);
-}
-
-void ShardHost::flush_sends() {
-    for (auto& [node, messages] : sends_)
-        if (!messages.empty()) config_.send(node, std::exchange(messages, {}));
 }
 
 // --- the directory --------------------------------------------------------------------------------------------------

@@ -55,6 +55,9 @@ struct ShardHostConfig {
     /// Between two reads of the coordinator, whatever hints say: ten times what the last one took, at least the one
     /// and at most the other. A hand-over waits for two of them, so where a read is short they follow soon.
     uint32_t list_spacing_min_ms = 5, list_spacing_ms = 50;
+    /// Under load a round of the host waits for so long since the last one began, as a group of the journal does: what
+    /// comes in one round shares its write, its messages and the threads that are woken. 0: never.
+    uint32_t gather_us = limits::group_gather_us;
     std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
     /// Whether a hand-over by wish to that node, which could be now, should wait: a tool call that must not be lost is
     /// under way, or something that goes ahead of it. Asked on the host's thread, at most for hand_over_hold_ms.
@@ -146,10 +149,11 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         std::vector<Settled> settled;
         std::vector<PartRead> parts;
         std::shared_ptr<const ClusterView> view;
-        bool empty() const {
-            return messages.empty() && synced.empty() && applied.empty() && proposals.empty() && reads.empty() &&
-                   settled.empty() && parts.empty() && !view;
+        /// What a load brings much of.
+        size_t many() const {
+            return messages.size() + synced.size() + applied.size() + proposals.size() + reads.size();
         }
+        bool empty() const { return many() == 0 && settled.empty() && parts.empty() && !view; }
     };
     struct Waiting {
         uint64_t index = 0;
@@ -170,6 +174,14 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
         TimeMs held_since = 0;
         std::unordered_map<uint64_t, WaitingRead> reads;  // by token
     };
+    /// What the steps of one round did, given on when they are done: written and applied before anything is told.
+    struct Round {
+        std::vector<std::pair<ShardId, WriteGroup>> writes;
+        std::map<NodeUuid, std::vector<ReplicationMessage>> sends;
+        std::vector<std::pair<ShardId, uint64_t>> applies;
+        std::vector<std::pair<std::shared_ptr<AckTarget>, Sequence>> acks;
+        std::vector<std::function<void()>> reads;
+    };
     struct CoordinatorWork {
         ShardId shard;
         uint64_t request = 0;            // of the member; 0: somebody else's
@@ -183,14 +195,19 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void take(Inbox& inbox);
     void step(ShardId shard, const ShardInput& input);
     void perform(ShardId shard);
-    void offer(ShardId shard, Waiting proposal);
+    void gather(std::unique_lock<std::mutex>& lock);
+    void take_proposals(std::vector<Proposal>& proposals);
+    void offer(ShardId shard, std::vector<Waiting> proposals);
     void offer_deferred(ShardId shard);
+    void took_proposals(Member& member);
+    void send(ReplicationMessage message);
+    void acknowledge(Member& member, uint64_t committed);
     std::optional<ErrorCode> refuses(ShardId shard) const;
     void hold_or_not(ShardId shard, const ShardRecord& record);
     void drop_waiting(Member& member);
     void end_read(Member& member, uint64_t token, bool confirmed);
     void count();
-    void flush_sends();
+    void end_round();
     void place(ShardId shard);
     void bump();
     TimeMs now() const;
@@ -206,19 +223,21 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     ShardLog& log_;
     ClusterCoordinator* coordinator_ = nullptr;
     ShardHostEvents& events_;
-    std::vector<Member> members_;                                // host thread
-    ShardOutputs outputs_;                                       // host thread
-    uint64_t tokens_ = 0;                                        // host thread
-    std::map<NodeUuid, std::vector<ReplicationMessage>> sends_;  // host thread, of one round
-    std::vector<std::pair<std::shared_ptr<AckTarget>, Sequence>> acks_;
-    bool full_ = false;     // host thread: as the members were told
-    bool placed_ = false;   // host thread: a place has changed in this round
-    ShardFigures figures_;  // host thread
+    std::vector<Member> members_;                       // host thread
+    ShardOutputs outputs_;                              // host thread
+    uint64_t tokens_ = 0;                               // host thread
+    Round round_;                                       // host thread
+    std::chrono::steady_clock::time_point taken_at_{};  // host thread: when the last round began
+    double inputs_per_us_ = 0;                          // host thread: over the last few rounds
+    bool full_ = false;                                 // host thread: as the members were told
+    bool placed_ = false;                               // host thread: a place has changed in this round
+    ShardFigures figures_;                              // host thread
     CoordinatorFigures coordinator_figures_;
 
     std::mutex inbox_mutex_;
     std::condition_variable inbox_filled_;
     Inbox inbox_;
+    bool gathering_ = false;  // the host has been woken, and waits for more
     bool stopping_ = false;
 
     mutable std::shared_mutex places_mutex_;

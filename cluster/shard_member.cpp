@@ -245,12 +245,15 @@ void ShardMember::take(const Propose& input) {
         why = ProposeRefusal::under_replicated;
     else if (replica_.full())
         why = ProposeRefusal::storage_full;
-    else if (replica_.log().last_index() - replica_.commit() >= settings_.uncommitted_max)
-        why = ProposeRefusal::backlog_full;
-    if (why)
-        out_->refused.push_back({input.token, *why});
-    else
-        out_->proposed.push_back({input.token, replica_.add_own(input.payload)});
+    uint64_t token = input.first_token;
+    for (const auto& payload : input.payloads) {
+        if (!why && replica_.log().last_index() - replica_.commit() >= settings_.uncommitted_max)
+            why = ProposeRefusal::backlog_full;
+        if (why)
+            out_->refused.push_back({token++, *why});
+        else
+            out_->proposed.push_back({token++, replica_.add_own(payload)});
+    }
 }
 
 void ShardMember::take(const BeginRead& input) {

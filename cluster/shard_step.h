@@ -49,10 +49,12 @@ struct GroupSynced {
 struct SpaceChanged {
     bool full = false;
 };
-/// A record that a session of this shard has decided. Answered in the same step, by `proposed` or `refused`.
+/// Records that sessions of this shard have decided, with tokens that count on from `first_token`: they share what is
+/// written and sent. Answered in the same step and in their order, by `proposed` and then, for those from which on
+/// there is no room or no right to more, `refused`.
 struct Propose {
-    uint64_t token = 0;
-    std::shared_ptr<const std::string> payload;
+    uint64_t first_token = 0;
+    std::vector<std::shared_ptr<const std::string>> payloads;
 };
 /// An answer from this primary's state as it is now, which must not leave before `reads_ready` names it. It shows what
 /// the entries up to `index` made (0: nothing that was proposed in this epoch).

@@ -83,8 +83,8 @@ class DiskStore final : public Store, public ShardLog {
     std::vector<DurableShard> recovered_shards() override;
     void start_shards(ShardLogEvents& events) override;
     void stop_shards() override;
-    void write_group(ShardId shard, WriteGroup group) override;
-    void apply_entries(ShardId shard, uint64_t index) override;
+    void write_groups(std::vector<std::pair<ShardId, WriteGroup>> groups) override;
+    void apply_entries(const std::vector<std::pair<ShardId, uint64_t>>& indexes) override;
     Result<std::unique_ptr<ShardSnapshot>> snapshot(ShardId shard) override;
     void stage(ShardId shard, const StagePart& part) override;
     bool out_of_space() const override;
@@ -131,7 +131,8 @@ class DiskStore final : public Store, public ShardLog {
     bool replicated() const { return config_.cluster.has_value(); }
     Result<void> read_shards();
     Result<void> take_recovered(const RecordView& record);
-    void journal_group(ShardId shard, WriteGroup group);
+    void stamp_group(ShardId shard, WriteGroup group, std::vector<StampedRecord>& out);
+    bool hand_entries(ShardId shard, uint64_t index);
     void group_durable(DurableGroup& group);
     void close_held();
     void wake_applier();

@@ -127,16 +127,22 @@ void DiskStore::tell_applied(const Tickets& indexes) {
 
 // --- writing --------------------------------------------------------------------------------------------------------
 
-void DiskStore::write_group(ShardId shard, WriteGroup group) {
+void DiskStore::write_groups(std::vector<std::pair<ShardId, WriteGroup>> groups) {
     std::lock_guard lock(shards_mutex_);
-    ShardState& state = shards_[shard.value];
-    if (state.installing)
-        state.waiting.push_back(std::move(group));
-    else
-        journal_group(shard, std::move(group));
+    std::vector<StampedRecord> records;
+    for (auto& [shard, group] : groups) {
+        ShardState& state = shards_[shard.value];
+        if (state.installing)
+            state.waiting.push_back(std::move(group));
+        else
+            stamp_group(shard, std::move(group), records);
+    }
+    // Under the lock: a shard's records go to the journal in the order of its entries that are held.
+    log_->append_stamped(std::move(records));
 }
 
-void DiskStore::journal_group(ShardId shard, WriteGroup group) {
+/// Under the lock.
+void DiskStore::stamp_group(ShardId shard, WriteGroup group, std::vector<StampedRecord>& out) {
     ShardState& state = shards_[shard.value];
     if (group.promise) state.writing = *group.promise;
     if (group.install) {
@@ -150,17 +156,15 @@ void DiskStore::journal_group(ShardId shard, WriteGroup group) {
     const auto stamp = [&](RecordKind kind, Epoch epoch, uint64_t index) {
         return LogStamp{kind, shard, epoch, index, --left == 0 ? group.ticket : 0};
     };
-    if (group.promise) log_->append_stamped(stamp(RecordKind::promise, *group.promise, 0), nullptr);
+    if (group.promise) out.push_back({stamp(RecordKind::promise, *group.promise, 0), nullptr});
     if (group.truncate_to) {
         held_.truncate(shard, *group.truncate_to);
-        log_->append_stamped(stamp(RecordKind::truncate, state.writing, *group.truncate_to), nullptr);
+        out.push_back({stamp(RecordKind::truncate, state.writing, *group.truncate_to), nullptr});
     }
     for (auto& entry : group.entries) {
         const auto kind = entry.kind == EntryKind::barrier ? RecordKind::barrier : RecordKind::replicated;
-        const LogStamp at = stamp(kind, entry.epoch, entry.index);
-        auto payload = entry.payload;
+        out.push_back({stamp(kind, entry.epoch, entry.index), entry.payload});
         held_.add(shard, std::move(entry));
-        log_->append_stamped(at, std::move(payload));
     }
 }
 
@@ -198,30 +202,38 @@ void DiskStore::group_durable(DurableGroup& group) {
 /// A recovery may begin where the oldest entry lies that is not in the state and may still be wanted.
 void DiskStore::close_held() { tail_.close_group(held_.oldest_group().value_or(held_end_lsn_), handed_count_); }
 
-void DiskStore::apply_entries(ShardId shard, uint64_t index) {
+void DiskStore::apply_entries(const std::vector<std::pair<ShardId, uint64_t>>& indexes) {
     {
         std::lock_guard lock(shards_mutex_);
-        ShardState& state = shards_[shard.value];
-        while (auto held = held_.take(shard, index)) {
-            const LogEntry& entry = held->entry;
-            state.handed.push_back(position_of(entry));
-            if (entry.kind == EntryKind::barrier) {
-                tail_.add_index(shard, entry.index);
-                continue;
-            }
-            const auto view = decode_entry(entry.bytes());
-            if (!view) return die("an entry of shard " + std::to_string(shard.value) + " is of no known format");
-            RecordHeader header = view->header;
-            header.lsn = Lsn{held->lsn};
-            header.epoch = entry.epoch;
-            header.index = entry.index;
-            header.shard = shard;
-            tail_.add(header, std::make_shared<const std::string>(view->payload), held->stored_bytes);
-            ++handed_count_;
-        }
+        for (const auto& [shard, index] : indexes)
+            if (!hand_entries(shard, index))
+                return die("an entry of shard " + std::to_string(shard.value) + " is of no known format");
         close_held();
     }
     wake_applier();
+}
+
+/// Under the lock.
+bool DiskStore::hand_entries(ShardId shard, uint64_t index) {
+    ShardState& state = shards_[shard.value];
+    while (auto held = held_.take(shard, index)) {
+        const LogEntry& entry = held->entry;
+        state.handed.push_back(position_of(entry));
+        if (entry.kind == EntryKind::barrier) {
+            tail_.add_index(shard, entry.index);
+            continue;
+        }
+        const auto view = decode_entry(entry.bytes());
+        if (!view) return false;
+        RecordHeader header = view->header;
+        header.lsn = Lsn{held->lsn};
+        header.epoch = entry.epoch;
+        header.index = entry.index;
+        header.shard = shard;
+        tail_.add(header, std::make_shared<const std::string>(view->payload), held->stored_bytes);
+        ++handed_count_;
+    }
+    return true;
 }
 
 void DiskStore::wake_applier() {
@@ -355,11 +367,13 @@ void DiskStore::install(Install& install) {
         state.base = install.at;
         state.handed.clear();
         state.installing = false;
+        std::vector<StampedRecord> records;
         while (!state.waiting.empty() && !state.installing) {
             WriteGroup next = std::move(state.waiting.front());
             state.waiting.pop_front();
-            journal_group(install.shard, std::move(next));
+            stamp_group(install.shard, std::move(next), records);
         }
+        log_->append_stamped(std::move(records));
     }
     tell_applied({{install.shard, install.at.index}});
     tell_synced({{install.shard, install.ticket}});

@@ -249,38 +249,53 @@ void SegmentLog::append(Append append) {
     record.header = header_of(append, config_.epoch, config_.shard_count);
     record.payload = std::make_shared<const std::string>(std::move(append.payload));
     record.target = std::move(append.target);
-    enqueue(std::move(record), append.companions, false);
-}
-
-void SegmentLog::append_stamped(const LogStamp& stamp, std::shared_ptr<const std::string> payload) {
-    static const auto nothing = std::make_shared<const std::string>();
-    LoggedRecord record;
-    record.header.kind = stamp.kind;
-    record.header.shard = stamp.shard;
-    record.header.epoch = stamp.epoch;
-    record.header.index = stamp.index;
-    record.payload = payload ? std::move(payload) : nothing;
-    record.ticket = stamp.ticket;
-    enqueue(std::move(record), 0, true);
-}
-
-void SegmentLog::enqueue(LoggedRecord record, uint32_t companions, bool numbered) {
-    record.stored_bytes = record_stored_bytes(0, record.payload->size());
-    INVARIANT(record.stored_bytes <= std::min<size_t>(limits::record_bytes_max, usable()), "a record fits its bound");
     bool wake = false;
     {
         Lock lock(mutex_);
         RecordHeader& header = record.header;
-        if (!numbered && header.shard.value < next_index_.size()) header.index = ++next_index_[header.shard.value];
-        ++appended_count_;
-        queue_bytes_ += record.stored_bytes;
-        if (!overflow_.empty() || !try_stage(record)) overflow_.push_back(std::move(record));
-        companions_ = companions;
-        wake = writer_sleeps_ || (gather_goal_ > 0 && staging_.records.size() >= gather_goal_);
-        writer_sleeps_ = false;  // one wake is enough
-        if (wake) gather_goal_ = 0;
+        if (header.shard.value < next_index_.size()) header.index = ++next_index_[header.shard.value];
+        enqueue(std::move(record));
+        companions_ = append.companions;
+        wake = wakes_writer();
     }
     if (wake) writer_wakes_.notify_one();
+}
+
+void SegmentLog::append_stamped(std::vector<StampedRecord> records) {
+    static const auto nothing = std::make_shared<const std::string>();
+    bool wake = false;
+    {
+        Lock lock(mutex_);
+        for (auto& [stamp, payload] : records) {
+            LoggedRecord record;
+            record.header.kind = stamp.kind;
+            record.header.shard = stamp.shard;
+            record.header.epoch = stamp.epoch;
+            record.header.index = stamp.index;
+            record.payload = payload ? std::move(payload) : nothing;
+            record.ticket = stamp.ticket;
+            enqueue(std::move(record));
+        }
+        wake = wakes_writer();
+    }
+    if (wake) writer_wakes_.notify_one();
+}
+
+/// Under the lock.
+void SegmentLog::enqueue(LoggedRecord record) {
+    record.stored_bytes = record_stored_bytes(0, record.payload->size());
+    INVARIANT(record.stored_bytes <= std::min<size_t>(limits::record_bytes_max, usable()), "a record fits its bound");
+    ++appended_count_;
+    queue_bytes_ += record.stored_bytes;
+    if (!overflow_.empty() || !try_stage(record)) overflow_.push_back(std::move(record));
+}
+
+/// Under the lock; one wake is enough.
+bool SegmentLog::wakes_writer() {
+    const bool wake = writer_sleeps_ || (gather_goal_ > 0 && staging_.records.size() >= gather_goal_);
+    writer_sleeps_ = false;
+    if (wake) gather_goal_ = 0;
+    return wake;
 }
 
 /// Encodes into the group that is being gathered; false where it does not fit. Here, not in the writer: its time is

@@ -59,6 +59,12 @@ struct LogStamp {
     uint64_t ticket = 0;  // given back with the durable record; 0: none
 };
 
+/// `payload` may be null: then the record has none.
+struct StampedRecord {
+    LogStamp stamp;
+    std::shared_ptr<const std::string> payload;
+};
+
 /// A record that is durable, on its way to the tail and to whoever appended it.
 struct LoggedRecord {
     RecordHeader header;
@@ -89,8 +95,8 @@ class SegmentLog {
     /// `index` continues these per-shard indexes (those applied, raised by what was visited).
     void start(std::vector<uint64_t> shard_indexes, std::function<void(DurableGroup&)> on_durable);
     void append(Append append);
-    /// `payload` may be null: then the record has none.
-    void append_stamped(const LogStamp& stamp, std::shared_ptr<const std::string> payload);
+    /// Whoever writes many at once has gathered already: the writer is woken once, when the last of them is queued.
+    void append_stamped(std::vector<StampedRecord> records);
     /// Whether segments have room for `bytes` more than what is queued, with one segment kept back.
     Result<void> admit(size_t bytes) const;
 
@@ -133,7 +139,8 @@ class SegmentLog {
     Result<void> erase_torn_tail();
     std::filesystem::path path_of(uint64_t number) const;
 
-    void enqueue(LoggedRecord record, uint32_t companions, bool numbered);
+    void enqueue(LoggedRecord record);
+    bool wakes_writer();
     bool try_stage(LoggedRecord& record);
     void drain_overflow();
     void set_base(uint64_t base);

@@ -103,11 +103,12 @@ class ShardLog {
     /// Nothing is told any more when this returns.
     virtual void stop_shards() = 0;
 
-    /// Any thread, never blocks. Groups of a shard become durable in their order.
-    virtual void write_group(ShardId shard, WriteGroup group) = 0;
-    /// Entries up to here are committed and durable: they go to the state, and whoever loads a session sees them when
-    /// the call returns.
-    virtual void apply_entries(ShardId shard, uint64_t index) = 0;
+    /// Any thread, never blocks. Groups of a shard become durable in their order; those of one call with as few syncs
+    /// as the disk's groups allow.
+    virtual void write_groups(std::vector<std::pair<ShardId, WriteGroup>> groups) = 0;
+    /// Entries up to these indexes are committed and durable: they go to the state, and whoever loads a session sees
+    /// them when the call returns.
+    virtual void apply_entries(const std::vector<std::pair<ShardId, uint64_t>>& indexes) = 0;
     /// A copy of the applied state. Takes as long as reading the shard takes.
     virtual Result<std::unique_ptr<ShardSnapshot>> snapshot(ShardId shard) = 0;
     virtual void stage(ShardId shard, const StagePart& part) = 0;

@@ -178,7 +178,7 @@ struct TestCluster {
         REQUIRE(nodes[0].member->serving() == Epoch(1));
     }
     uint64_t propose(size_t n, const std::string& bytes) {
-        const auto& out = input(n, Propose{1, text(bytes)});
+        const auto& out = input(n, Propose{1, {text(bytes)}});
         return out.proposed.empty() ? 0 : out.proposed.front().index;
     }
 };

@@ -146,7 +146,7 @@ TEST_CASE("cluster metrics: the lag of a primary is what its farthest copy lacks
     auto& primary = *cluster.nodes[0].member;
     REQUIRE(primary.serving());
     CHECK(primary.lag_max() == 0);
-    for (uint64_t token = 1; token <= 5; ++token) cluster.input(0, Propose{token, text("entry")});
+    for (uint64_t token = 1; token <= 5; ++token) cluster.input(0, Propose{token, {text("entry")}});
     cluster.run({0, 1});
     CHECK(primary.lag_max() == 5);
     CHECK(cluster.nodes[1].member->lag_max() == 0);

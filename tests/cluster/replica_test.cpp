@@ -54,6 +54,26 @@ TEST_CASE("replica: an entry counts after its sync, and promise and entries are 
     CHECK(answer.round == 1);
 }
 
+TEST_CASE("replica: what is written is answered once, when it is durable, but a read's round at once") {
+    Copy copy;
+    const auto first = entry_after({}, 3, "a"), second = entry_after(position_of(first), 3, "b"),
+               third = entry_after(position_of(second), 3, "c");
+    copy.sync(copy.append(3, {}, {first}));
+    const auto written = copy.append(3, position_of(first), {second});
+    CHECK_FALSE(written.answer.has_value());
+    CHECK(answer_of(copy.sync(written)).matched == 2);
+    AppendEntries reads;
+    reads.epoch = Epoch(3);
+    reads.previous = position_of(second);
+    reads.entries = {third};
+    reads.round = 2;
+    ReplicaOutputs out;
+    copy.replica.append(reads, out);
+    CHECK(answer_of(out).round == 2);
+    CHECK(answer_of(out).matched == 2);
+    CHECK(answer_of(copy.append(3, position_of(third), {})).matched == 2);  // a heartbeat is answered at once
+}
+
 TEST_CASE("replica: a lower epoch is refused, by name of the higher") {
     Copy copy;
     copy.sync(copy.append(3, {}, {}));

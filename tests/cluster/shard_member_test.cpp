@@ -171,7 +171,7 @@ TEST_CASE("shard: a hand-over waits until all is committed, raises the epoch, an
     const uint64_t index = cluster.propose(0, "before");
     cluster.list(0);
     CHECK(cluster.nodes[0].changes.empty());
-    const auto& out = cluster.input(0, Propose{1, text("after")});
+    const auto& out = cluster.input(0, Propose{1, {text("after")}});
     REQUIRE(out.refused.size() == 1);
     CHECK(out.refused[0].why == ProposeRefusal::handing_over);
     cluster.run({0, 1, 2});
@@ -276,7 +276,7 @@ TEST_CASE("shard: a copy that was alone takes no writes until another is in sync
     cluster.input(0, RecordRead{alone.desired, nodes});
     cluster.run({0, 1});
     REQUIRE(cluster.nodes[0].member->serving() == Epoch(5));
-    const auto& out = cluster.input(0, Propose{1, text("a")});
+    const auto& out = cluster.input(0, Propose{1, {text("a")}});
     REQUIRE(out.refused.size() == 1);
     CHECK(out.refused[0].why == ProposeRefusal::under_replicated);
     cluster.pass(300, {0, 1});
@@ -317,6 +317,22 @@ TEST_CASE("shard: messages of another cluster, or to a disk that is gone, are no
     CHECK(cluster.nodes[1].member->replica().log().last_index() == 1);
 }
 
+TEST_CASE("shard: records that come together share one write and one message to each copy") {
+    TestCluster cluster(3);
+    cluster.begin();
+    const auto& out = cluster.input(0, Propose{10, {text("a"), text("b"), text("c")}});
+    CHECK(out.refused.empty());
+    REQUIRE(out.proposed.size() == 3);
+    for (size_t i = 0; i < 3; ++i) {
+        CHECK(out.proposed[i].token == 10 + i);
+        CHECK(out.proposed[i].index == out.proposed[0].index + i);
+    }
+    REQUIRE(out.writes.size() == 1);
+    CHECK(out.writes[0].entries.size() == 3);
+    REQUIRE(out.sends.size() == 2);
+    for (const auto& send : out.sends) CHECK(std::get<AppendEntries>(send.body).entries.size() == 3);
+}
+
 TEST_CASE("shard: records that wait for others are bounded") {
     TestCluster cluster(3);
     cluster.settings.uncommitted_max = 4;
@@ -329,11 +345,18 @@ TEST_CASE("shard: records that wait for others are bounded") {
     cluster.run({0, 1, 2});
     cluster.pass(100, {0, 1, 2});
     for (int i = 0; i < 4; ++i) CHECK(cluster.propose(0, "a") > 0);
-    const auto& out = cluster.input(0, Propose{1, text("a")});
+    const auto& out = cluster.input(0, Propose{1, {text("a")}});
     REQUIRE(out.refused.size() == 1);
     CHECK(out.refused[0].why == ProposeRefusal::backlog_full);
     cluster.run({0, 1, 2});
     CHECK(cluster.propose(0, "a") > 0);
+    // The bound cuts through what comes together.
+    cluster.run({0, 1, 2});
+    const auto& cut = cluster.input(0, Propose{20, std::vector(6, text("b"))});
+    CHECK(cut.proposed.size() == 4);
+    REQUIRE(cut.refused.size() == 2);
+    CHECK(cut.refused[0].token == 24);
+    CHECK(cut.refused[1].token == 25);
 }
 
 }  // namespace mainstay

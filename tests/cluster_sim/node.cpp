@@ -209,7 +209,7 @@ void History::serve(size_t n, const Request& request) {
     const auto payload = encode(request.write);
     // Decided and applied before it is durable, as a session does; only the gate keeps it from leaving.
     ShardOutputs out;
-    node.member->step(Propose{token, payload}, now_, out);
+    node.member->step(Propose{token, {payload}}, now_, out);
     if (!out.refused.empty()) {
         counts_.refused_full += out.refused.front().why == ProposeRefusal::storage_full;
         reply(n, request, false);

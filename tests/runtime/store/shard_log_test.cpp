@@ -75,7 +75,7 @@ class Node {
     }
     void write(ShardId shard, WriteGroup group) {
         group.ticket = ++tickets[shard.value];
-        store->write_group(shard, std::move(group));
+        store->write_groups({{shard, std::move(group)}});
     }
     bool settled(ShardId shard) {
         return eventually([&] { return told.synced(shard) == tickets[shard.value]; });
@@ -128,7 +128,7 @@ TEST_CASE("shard log: an entry is seen when it is applied, not before, and survi
         REQUIRE(node.settled(shard));
         CHECK_FALSE(node.told.out_of_order());
         CHECK(node.store->load(key)->tail.empty());
-        node.store->apply_entries(shard, 2);
+        node.store->apply_entries({{shard, 2}});
         REQUIRE(node.store->load(key)->tail.size() == 1);
         CHECK(*node.store->load(key)->tail[0].payload == "Tone");
         CHECK(node.store->read_turn(key, TurnNo{1})->value() == "one");
@@ -146,7 +146,7 @@ TEST_CASE("shard log: an entry is seen when it is applied, not before, and survi
         CHECK(position_of(found.entries[0]) == third);
         CHECK(node.store->load(key)->head.has_value());
         CHECK(node.store->load(key)->tail.empty());  // the second is not committed
-        node.store->apply_entries(shard, 3);
+        node.store->apply_entries({{shard, 3}});
         node.store->flush();
         CHECK(node.store->read_row(Table::turn, turn_row_key(key, TurnNo{2}))->value() == "two");
     }
@@ -175,7 +175,7 @@ TEST_CASE("shard log: what is cut is gone, also after a restart, and its place i
         group.entries.push_back(node.entry(shard, Epoch{2}, &right));
         node.write(shard, std::move(group));
         REQUIRE(node.settled(shard));
-        node.store->apply_entries(shard, 3);
+        node.store->apply_entries({{shard, 3}});
         CHECK(node.store->read_turn(key, TurnNo{1})->value() == "right");
     }
     Node node(dir, fold);
@@ -210,7 +210,7 @@ TEST_CASE("shard log: a promise alone outlives the segment that held it") {
             node.add(shard, Epoch{1}, events(busy, n, "T" + text));
             if (n % 10 == 0) {
                 REQUIRE(node.settled(shard));
-                node.store->apply_entries(shard, node.last_of(shard).index);
+                node.store->apply_entries({{shard, node.last_of(shard).index}});
                 node.store->flush();
             }
         }
@@ -238,7 +238,7 @@ TEST_CASE("shard log: the journal keeps what is not committed, whatever else is 
             node.add(moving, Epoch{1}, events(busy, n, "T" + text));
             if (n % 10 == 0) {
                 REQUIRE(node.settled(moving));
-                node.store->apply_entries(moving, node.last_of(moving).index);
+                node.store->apply_entries({{moving, node.last_of(moving).index}});
                 node.store->flush();
             }
         }
@@ -246,7 +246,7 @@ TEST_CASE("shard log: the journal keeps what is not committed, whatever else is 
     Node node(dir, fold);
     REQUIRE(node.found[held.value].entries.size() == 2);
     CHECK(node.found[moving.value].base.index == 61);
-    node.store->apply_entries(held, 2);
+    node.store->apply_entries({{held, 2}});
     CHECK(node.store->read_turn(stuck, TurnNo{1})->value() == "waits");
 }
 
@@ -259,7 +259,7 @@ TEST_CASE("shard log: a snapshot takes the place of a copy that is behind or ast
     from.begin(shard, Epoch{5});
     for (uint64_t n = 1; n <= 40; ++n) from.add(shard, Epoch{5}, events(key, n, "T" + std::string(100'000, 'a')));
     REQUIRE(from.settled(shard));
-    from.store->apply_entries(shard, 41);
+    from.store->apply_entries({{shard, 41}});
     from.store->flush();
     auto snapshot = from.store->snapshot(shard);
     REQUIRE_MESSAGE(snapshot.ok(), snapshot.error().message);
@@ -288,14 +288,14 @@ TEST_CASE("shard log: a snapshot takes the place of a copy that is behind or ast
         to.add(shard, Epoch{2}, events(key, 1, "Tastray"));
         to.add(shard, Epoch{2}, events(key, 2, "Tfurther astray"));
         REQUIRE(to.settled(shard));
-        to.store->apply_entries(shard, 2);
+        to.store->apply_entries({{shard, 2}});
         stage(to, SIZE_MAX);
         // What follows waits its turn.
         to.add(shard, Epoch{5}, events(key, 41, "Tafter"));
         REQUIRE(to.settled(shard));
         CHECK_FALSE(to.told.out_of_order());
         CHECK(to.told.applied(shard) == 41);
-        to.store->apply_entries(shard, 42);
+        to.store->apply_entries({{shard, 42}});
         CHECK(to.store->read_turn(key, TurnNo{1})->value() == std::string(100'000, 'a'));
         CHECK(to.store->read_turn(key, TurnNo{41})->value() == "after");
         CHECK(head_last(*to.store->load(key)->head) == 40);
@@ -348,7 +348,7 @@ TEST_CASE("shard log: a directory is a cluster's or a node's alone, and one beco
         node.begin(shard, Epoch{8});
         node.add(shard, Epoch{8}, events(key, 3, "Tin a cluster"));
         REQUIRE(node.settled(shard));
-        node.store->apply_entries(shard, 4);
+        node.store->apply_entries({{shard, 4}});
         CHECK(node.store->read_turn(key, TurnNo{3})->value() == "in a cluster");
     }
     TempDir alone;
