@@ -18,6 +18,10 @@ void run_work(Device& device, const RunDeviceWork& work, DeviceWorkDone& done) {
         done.exported.push_back(
             {save.hash, bytes.ok() ? std::make_shared<const std::string>(std::move(*bytes)) : nullptr});
     }
+    for (const BlockSave& one : work.exports) {
+        auto bytes = device.export_block(one.block, one.tokens);
+        done.sent.push_back({one.hash, bytes.ok() ? std::make_shared<const std::string>(std::move(*bytes)) : nullptr});
+    }
     if (!work.copies.empty()) {
         if (auto copied = device.copy_blocks(work.copies); !copied.ok()) {
             // Which sequence is to blame cannot be told: the blocks of all of them are doubtful.

@@ -45,6 +45,15 @@ caf::behavior kv_tier(caf::stateful_actor<KvTierState>* self, LmdbKvConfig confi
             if (!lost->hashes.empty()) self->send(scheduler, std::move(lost));
             self->send(fetch->worker, std::move(fetch->work));
         },
+        [self, scheduler](const ReadBlocksPtr& read) {
+            auto answer = std::make_shared<KvRead>();
+            for (const KvHash& hash : read->hashes) {
+                auto block = self->state.kv ? self->state.kv->get(hash) : std::nullopt;
+                answer->blocks.push_back(
+                    {hash, block ? std::make_shared<const std::string>(std::move(block->bytes)) : nullptr});
+            }
+            self->send(scheduler, std::move(answer));
+        },
         [self](const EraseBlocksPtr& erase) {
             if (self->state.kv) self->state.kv->erase(erase->hashes);
         },

@@ -15,8 +15,8 @@ struct KvTierState {
     std::unique_ptr<LmdbKv> kv;  // null: it could not be opened, everything is missing
 };
 
-/// Reports KvFound once, then KvStored for each StoreBlocks; work goes on to its worker with the bytes that it wants
-/// from the disk, and blocks that were missing or damaged are told as KvLost.
+/// Reports KvFound once, then KvStored for each StoreBlocks and KvRead for each ReadBlocks; work goes on to its worker
+/// with the bytes that it wants from the disk, and blocks that were missing or damaged are told as KvLost.
 caf::behavior kv_tier(caf::stateful_actor<KvTierState>* self, LmdbKvConfig config, caf::actor scheduler);
 
 }  // namespace mainstay

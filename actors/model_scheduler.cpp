@@ -145,7 +145,18 @@ void ModelScheduler::session_idle(const SessionKey& session) {
     for (const auto& model : own_models()) model->session_idle(session);
 }
 
+std::shared_ptr<OwnModel> ModelScheduler::own_model_named(const std::string& name) const {
+    std::lock_guard lock(mutex_);
+    const auto found = own_.find(name);
+    return found == own_.end() || found->second.empty() ? nullptr : found->second.back().device;
+}
+
 void ModelScheduler::session_deleted(const SessionKey& session) {
+    forget_session(session);
+    if (told_of_deleted_) told_of_deleted_(session);
+}
+
+void ModelScheduler::forget_session(const SessionKey& session) {
     for (const auto& model : own_models()) model->session_deleted(session);
 }
 

@@ -6,6 +6,7 @@
 #include <caf/actor.hpp>
 #include <caf/actor_system.hpp>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -57,9 +58,19 @@ class ModelScheduler {
     void cancel(uint64_t request_id);
     size_t in_flight() const;
 
-    /// The session sleeps; or is deleted, and nothing of it may stay in any cache.
+    /// The session sleeps; or is deleted, and nothing of it may stay in any cache: of this node, and, by way of
+    /// on_deleted, of others.
     void session_idle(const SessionKey& session);
     void session_deleted(const SessionKey& session);
+    /// As session_deleted, for this node alone.
+    void forget_session(const SessionKey& session);
+    /// Set before any session runs; must not block.
+    void on_deleted(std::function<void(const SessionKey&)> told) { told_of_deleted_ = std::move(told); }
+
+    /// Models on devices of our own, with versions that are being replaced; and the one that serves what is new of this
+    /// name, or null.
+    std::vector<std::shared_ptr<OwnModel>> own_models() const;
+    std::shared_ptr<OwnModel> own_model_named(const std::string& name) const;
 
     /// Models on devices of our own, by name; the callback comes on any thread.
     void read_models(std::function<void(std::vector<ModelInfo>)> done);
@@ -78,7 +89,6 @@ class ModelScheduler {
     };
     TextDevice* device_of(const ModelPtr& model, ModelError& error);
     std::shared_ptr<OwnModel> own_model(const ModelPtr& model);
-    std::vector<std::shared_ptr<OwnModel>> own_models() const;
     void retire_idle();
     void start(Waiting first);
     std::optional<Waiting> give_place_on(uint64_t request_id);
@@ -98,6 +108,7 @@ class ModelScheduler {
     std::shared_ptr<HttpClient> http_;
     caf::actor_system* system_ = nullptr;  // null: not attached
     OwnModelsConfig own_config_;
+    std::function<void(const SessionKey&)> told_of_deleted_;
     std::unordered_map<std::string, std::vector<OwnEntry>> own_;  // by name; the newest version last
     std::vector<std::shared_ptr<OwnModel>> stopped_;
     // Last, so that they are destroyed first: their threads call back into what is above.

@@ -30,7 +30,10 @@ class OwnModel::Settled final : public ModelSink {
 };
 
 OwnModel::OwnModel(caf::actor_system& system, TokenSchedulerConfig config)
-    : published_(std::make_shared<PublishedModel>()), clock_(*config.clock), calls_(std::make_shared<Calls>()) {
+    : name_(config.model->name),
+      published_(std::make_shared<PublishedModel>()),
+      clock_(*config.clock),
+      calls_(std::make_shared<Calls>()) {
     config.published = published_;
     scheduler_ = config.detached ? system.spawn<caf::detached>(token_scheduler, std::move(config))
                                  : system.spawn(token_scheduler, std::move(config));
@@ -80,6 +83,11 @@ void OwnModel::read(ReplyTo<ModelInfo> done) {
 void OwnModel::drain(uint32_t worker, bool on, ReplyTo<ModelInfo> done) {
     caf::anon_send(scheduler(), std::make_shared<DrainWorker>(DrainWorker{worker, on, std::move(done)}));
 }
+
+void OwnModel::list_kv(ListKvPtr list) { caf::anon_send(scheduler(), std::move(list)); }
+void OwnModel::export_kv(ExportKvPtr wanted) { caf::anon_send(scheduler(), std::move(wanted)); }
+void OwnModel::take_kv(TakeKvPtr take) { caf::anon_send(scheduler(), std::move(take)); }
+void OwnModel::count_kv(const KvTransferFigures& more) { caf::anon_send(scheduler(), CountKv{more}); }
 
 caf::actor OwnModel::scheduler() const {
     std::lock_guard lock(calls_->mutex);

@@ -29,6 +29,12 @@ class OwnModel final : public TextDevice {
 
     void read(ReplyTo<ModelInfo> done);
     void drain(uint32_t worker, bool on, ReplyTo<ModelInfo> done);
+    // Blocks to and from other nodes; answered from the scheduler's thread.
+    void list_kv(ListKvPtr list);
+    void export_kv(ExportKvPtr wanted);
+    void take_kv(TakeKvPtr take);
+    void count_kv(const KvTransferFigures& more);
+    const std::string& name() const { return name_; }
     /// Ends its actors; what was in flight fails as lost. Idempotent.
     void stop();
 
@@ -36,6 +42,7 @@ class OwnModel final : public TextDevice {
     class Settled;
     caf::actor scheduler() const;
 
+    const std::string name_;
     const std::shared_ptr<PublishedModel> published_;
     const Clock& clock_;
     struct Calls {

@@ -7,6 +7,7 @@
 #include <caf/actor.hpp>
 #include <caf/allowed_unsafe_message_type.hpp>
 #include <caf/atom.hpp>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -67,6 +68,44 @@ struct DrainWorker {
 };
 using DrainWorkerPtr = std::shared_ptr<DrainWorker>;
 
+// --- KV blocks to and from other nodes (actors/kv_transfer)
+// --------------------------------------------------------------------------------------------
+struct KvHoldings {
+    std::string model_hash, kv_format;  // whose bits they are; empty: the model is not there yet
+    uint32_t block_tokens = 0;
+    uint64_t block_bytes = 0;
+    std::vector<BlockName> blocks;  // in the order of Scheduler::holdings
+};
+struct ListKv {
+    std::function<bool(const SessionKey&)> wanted;
+    uint64_t bytes_max = 0;
+    ReplyTo<KvHoldings> done;
+};
+using ListKvPtr = std::shared_ptr<ListKv>;
+struct BlockExported {
+    KvHash hash{};
+    BytesPtr bytes;  // null: it could not be exported
+};
+/// The bytes of these, wherever they are.
+struct ExportKv {
+    std::vector<KvHash> hashes;
+    ReplyTo<std::vector<BlockExported>> done;  // in the order asked
+};
+using ExportKvPtr = std::shared_ptr<ExportKv>;
+/// Blocks of another node. Without bytes: which of them would be taken?
+struct TakeKv {
+    std::string model_hash, kv_format;
+    uint32_t block_tokens = 0;
+    std::vector<BlockName> blocks;
+    std::vector<std::string> bytes;
+    ReplyTo<std::vector<KvOutcome>> done;  // of each block
+};
+using TakeKvPtr = std::shared_ptr<TakeKv>;
+/// What became of blocks that were listed.
+struct CountKv {
+    KvTransferFigures more;
+};
+
 /// Which worker speaks.
 struct WorkerTag {
     uint32_t index = 0, incarnation = 0;
@@ -80,13 +119,10 @@ struct BlockImported {
     BlockLoad load;
     bool ok = false;
 };
-struct BlockExported {
-    KvHash hash{};
-    BytesPtr bytes;  // null: it could not be exported
-};
 struct DeviceWorkDone {
     WorkerTag worker;
     std::vector<BlockExported> exported;
+    std::vector<BlockExported> sent;  // RunDeviceWork::exports
     std::vector<BlockImported> imported;
     std::variant<std::monostate, StepResult, DeviceError> step;  // nothing: the work had none
 };
@@ -106,6 +142,11 @@ struct KvLost {
     std::vector<KvHash> hashes;
 };
 using KvLostPtr = std::shared_ptr<KvLost>;
+/// Answers ReadBlocks.
+struct KvRead {
+    std::vector<BlockExported> blocks;
+};
+using KvReadPtr = std::shared_ptr<KvRead>;
 
 // --- to an accelerator worker
 // --------------------------------------------------------------------------------------------
@@ -117,6 +158,7 @@ struct RunDeviceWork {
     std::vector<BlockSave> saves;
     std::vector<BlockCopy> copies;
     std::vector<BlockImport> imports;
+    std::vector<BlockSave> exports;
     std::optional<Step> step;
 };
 using RunDeviceWorkPtr = std::shared_ptr<RunDeviceWork>;
@@ -132,6 +174,11 @@ struct FetchForWork {
     RunDeviceWorkPtr work;
 };
 using FetchForWorkPtr = std::shared_ptr<FetchForWork>;
+/// For another node.
+struct ReadBlocks {
+    std::vector<KvHash> hashes;
+};
+using ReadBlocksPtr = std::shared_ptr<ReadBlocks>;
 struct EraseBlocks {
     std::vector<KvHash> hashes;
 };
@@ -155,6 +202,12 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::DeviceWorkDonePtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::KvFoundPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::KvStoredPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::KvLostPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::KvReadPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ReadBlocksPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ListKvPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ExportKvPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::TakeKvPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::CountKv)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::RunDeviceWorkPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::StoreBlocksPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::FetchForWorkPtr)

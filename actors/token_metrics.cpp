@@ -151,6 +151,11 @@ struct TokenMetrics::Series {
             evicted[i] = &families.counter("mainstay_model_kv_evicted_blocks_total",
                                            "KV blocks that gave place to others, by tier.", tier);
         }
+        for (size_t i = 0; i < kv_outcomes; ++i)
+            transfer[i] = Total(families.counter(
+                "mainstay_model_kv_transfer_blocks_total",
+                "KV blocks that were to go ahead of their session to another node, by what became of them.",
+                {{"outcome", to_string(KvOutcome(i))}}));
         for (size_t i = 0; i < ends; ++i)
             by_end[i] = &families.counter("mainstay_model_sequences_total", "Sequences that ended, by how.",
                                           {{"end", to_string(SequenceEnd(i))}});
@@ -191,8 +196,16 @@ struct TokenMetrics::Series {
     Total evicted_device, evicted_host;
     Total load_failed{families.counter("mainstay_model_kv_load_failures_total",
                                        "KV blocks of the host or the disk that could not be used and were computed.")};
+    std::array<Total, kv_outcomes> transfer;
+    Total received{families.counter("mainstay_model_kv_received_blocks_total",
+                                    "KV blocks of other nodes that were taken ahead of their sessions.")};
+    Total sent_bytes{families.counter(bytes_name, bytes_help, {{"direction", "sent"}})};
+    Total received_bytes{families.counter(bytes_name, bytes_help, {{"direction", "received"}})};
     std::array<Share, states> by_state;
     std::vector<std::unique_ptr<WorkerSeries>> workers;
+
+    static constexpr const char* bytes_name = "mainstay_model_kv_transfer_bytes_total";
+    static constexpr const char* bytes_help = "Bytes of KV blocks between nodes that were taken.";
 };
 
 TokenMetrics::TokenMetrics(prometheus::Registry& registry, const std::string& model, uint32_t workers)
@@ -251,6 +264,10 @@ void TokenMetrics::follow(const ModelInfo& info) {
     series_->evicted_device.follow(double(view.pool.evicted_device));
     series_->evicted_host.follow(double(view.pool.evicted_host));
     series_->load_failed.follow(double(view.pool.load_failed));
+    for (size_t i = 0; i < kv_outcomes; ++i) series_->transfer[i].follow(double(info.transfer.blocks[i]));
+    series_->sent_bytes.follow(double(info.transfer.sent_bytes));
+    series_->received.follow(double(info.transfer.received_blocks));
+    series_->received_bytes.follow(double(info.transfer.received_bytes));
 
     double used = 0, total = 0;
     std::array<double, states> by_state{};

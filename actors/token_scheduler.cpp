@@ -151,6 +151,11 @@ void TokenScheduler::become_ready(bool disk) {
             break;
         }
     config.disk = disk && config.host_blocks_max > 0;
+    for (const Slot& slot : slots_)
+        if (slot.state == Slot::State::up) {
+            kv_caps_ = slot.caps;
+            break;
+        }
     scheduler_ = std::make_unique<Scheduler>(config);
     for (Slot& slot : slots_)
         if (slot.state == Slot::State::up) add_device(slot);
@@ -208,6 +213,7 @@ void TokenScheduler::lose(Slot& slot, const std::string& why) {
     }
     arm_count();
     if (scheduler_) scheduler_->device_lost(DeviceId{index}, why, now());
+    give_up_exports();
     const caf::actor gone = std::exchange(slot.actor, nullptr);
     if (gone) {
         self_->demonitor(gone);
@@ -237,6 +243,8 @@ void TokenScheduler::worker_down(const caf::actor_addr& worker, const std::strin
         // A cache: without it everything on disk counts as missing.
         spdlog::error("model {}: the KV tier on disk died: {}", config_.model->name, why);
         kv_tier_ = nullptr;
+        stores_ = 0;
+        give_up_exports();
         if (!scheduler_) become_ready(false);
         return;
     }
@@ -335,6 +343,7 @@ void TokenScheduler::work_done(DeviceWorkDone& done) {
         if (ok) host_[block.hash] = std::move(block.bytes);
         scheduler_->saved(id, block.hash, ok);
     }
+    for (const BlockExported& block : done.sent) settle_export(block.hash, block.bytes);
     for (const BlockImported& block : done.imported)
         scheduler_->loaded(id, block.load.block, block.load.hash, block.load.from, block.ok);
     slot.busy_since = 0;
@@ -385,6 +394,12 @@ void TokenScheduler::hand_over(DeviceWork& work) {
     auto run = std::make_shared<RunDeviceWork>();
     run->saves = std::move(work.effects.saves);
     run->copies = std::move(work.effects.copies);
+    for (const BlockSave& one : work.effects.exports) {
+        if (one.block == block_none)
+            settle_export(one.hash, nullptr);
+        else
+            run->exports.push_back(one);
+    }
     bool fetch = false;
     for (const BlockLoad& load : work.effects.loads) {
         fetch |= load.from == KvTier::disk;
@@ -497,6 +512,8 @@ void TokenScheduler::arm() {
 
 void TokenScheduler::stored(const KvStored& stored) {
     stores_ -= stores_ > 0;
+    if (stores_ == 0)
+        for (const auto& told : std::exchange(taken_, {})) told();
     if (metrics_) metrics_->evicted_from_disk(stored.evicted.size());
     if (!scheduler_) return;
     for (const KvHash& hash : stored.hashes) scheduler_->stored_on_disk(hash, stored.ok);
@@ -555,6 +572,7 @@ ModelInfo TokenScheduler::figures() const {
     if (state_ == ModelState::failed) info.problem = problem_;
     if (generation_model_) info.context_max = generation_model_->context_max;
     if (scheduler_) info.scheduler = scheduler_->view();
+    info.transfer = transfer_;
     for (uint32_t i = 0; i < slots_.size(); ++i) {
         const DeviceCaps& caps = slots_[i].caps;
         if (caps.block_bytes) {
@@ -672,6 +690,11 @@ caf::behavior token_scheduler(caf::stateful_actor<TokenSchedulerState>* self, To
         [scheduler](const KvFoundPtr& found) { scheduler->found(*found); },
         [scheduler](const KvStoredPtr& stored) { scheduler->stored(*stored); },
         [scheduler](const KvLostPtr& lost) { scheduler->lost(*lost); },
+        [scheduler](const KvReadPtr& read) { scheduler->read_from_disk(*read); },
+        [scheduler](const ListKvPtr& list) { scheduler->list_kv(*list); },
+        [scheduler](const ExportKvPtr& wanted) { scheduler->export_kv(*wanted); },
+        [scheduler](const TakeKvPtr& take) { scheduler->take_kv(*take); },
+        [scheduler](const CountKv& count) { scheduler->count_kv(count); },
         [scheduler](const SessionRests& rests) { scheduler->session_rests(rests.key); },
         [scheduler](const SessionGone& gone) { scheduler->session_gone(gone.key); },
         [scheduler](const ReadModelPtr& read) { read->done(scheduler->info()); },

@@ -11,6 +11,7 @@
 #include <caf/stateful_actor.hpp>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -73,6 +74,12 @@ class TokenScheduler {
     void session_gone(const SessionKey& key);
     void worker_down(const caf::actor_addr& worker, const std::string& why);
     void drain(DrainWorker& drain);
+    // token_scheduler_kv.cpp: blocks to and from other nodes
+    void list_kv(ListKv& list);
+    void export_kv(ExportKv& wanted);
+    void read_from_disk(const KvRead& read);
+    void take_kv(TakeKv& take);
+    void count_kv(const CountKv& count);
     ModelInfo info() const;
     void count();
     void watch();
@@ -117,6 +124,9 @@ class TokenScheduler {
     ModelInfo figures() const;
     WorkerInfo worker_info(uint32_t index, const Slot& slot) const;
     void arm_count();
+    void settle_export(const KvHash& hash, const BytesPtr& bytes);
+    void give_up_exports();
+    KvOutcome take_block(const TakeKv& take, size_t at, bool& to_disk);
     void fail(const ModelCall& call, ModelError error);
     void note(std::vector<SchedulerDecision> decisions);
     void arm();
@@ -140,6 +150,18 @@ class TokenScheduler {
     std::unordered_map<SequenceHandle, Active> active_;
     std::deque<GenerateStepPtr> held_;  // until there is a device
     std::unordered_map<KvHash, BytesPtr, KvHashHasher> host_;
+    /// Somebody's question for bytes, until all have come.
+    struct Export {
+        ReplyTo<std::vector<BlockExported>> done;
+        std::vector<BlockExported> blocks;
+        size_t missing = 0;
+    };
+    std::map<uint64_t, Export> exports_;
+    uint64_t export_no_ = 0;
+    std::unordered_map<KvHash, std::vector<std::pair<uint64_t, size_t>>, KvHashHasher> awaited_;  // places in exports_
+    std::vector<std::function<void()>> taken_;  // answers about blocks that the KV tier has yet to store
+    DeviceCaps kv_caps_;                        // whose bits the blocks are
+    KvTransferFigures transfer_;
     std::deque<ModelInfo::DecisionEntry> decisions_;
     std::vector<SequenceHandle> spoke_;  // with text in this round
     TimeUs armed_at_ = 0;

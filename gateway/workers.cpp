@@ -64,7 +64,13 @@ void append_model(JsonWriter& writer, const ModelInfo& model) {
     writer.raw(",\"evicted_host\":").number(view.pool.evicted_host).raw(",\"saved\":").number(view.pool.saved);
     writer.raw(",\"save_failed\":").number(view.pool.save_failed).raw(",\"loaded\":").number(view.pool.loaded);
     writer.raw(",\"load_failed\":").number(view.pool.load_failed);
-    writer.raw(",\"stores_pending\":").number(uint64_t{model.stores_pending}).raw("}}");
+    writer.raw(",\"stores_pending\":").number(uint64_t{model.stores_pending});
+    writer.raw(",\"transfer\":{\"sent_bytes\":").number(model.transfer.sent_bytes);
+    writer.raw(",\"received_blocks\":").number(model.transfer.received_blocks);
+    writer.raw(",\"received_bytes\":").number(model.transfer.received_bytes).raw(",\"blocks\":{");
+    for (size_t i = 0; i < kv_outcomes; ++i)
+        writer.raw(i > 0 ? "," : "").string(to_string(KvOutcome(i))).raw(":").number(model.transfer.blocks[i]);
+    writer.raw("}}}}");
 }
 
 /// Those of this worker, and those of none, which may have concerned it; newest last.

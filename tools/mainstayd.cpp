@@ -19,6 +19,7 @@
 #include <thread>
 #include <tuple>
 
+#include "actors/kv_transfer.h"
 #include "actors/model_scheduler.h"
 #include "actors/node_fold.h"
 #include "actors/node_supervisor.h"
@@ -192,6 +193,36 @@ class ClusterHops final : public HopCaller {
     ClusterNode& cluster_;
 };
 
+KvTransferConfig kv_transfer_config(ModelScheduler& models, const Clock& clock, uint16_t shards,
+                                    std::optional<ClusterNode>& cluster) {
+    KvTransferConfig out;
+    out.models = &models;
+    out.clock = &clock;
+    out.shards = shards;
+    out.ask = [&cluster](const NodeUuid& to, std::string request, uint32_t timeout_ms,
+                         std::function<void(Result<std::string>)> done) {
+        Link* link = cluster->link();
+        if (!link) return done(Error{ErrorCode::misdirected, "the cluster is not joined", {}});
+        auto answer = std::make_shared<std::string>();
+        link->call(
+            to, CallKind::kv, std::move(request), [answer](std::string part) { *answer += part; },
+            [answer, done = std::move(done)](std::optional<Error> failure) {
+                if (failure) return done(std::move(*failure));
+                done(std::move(*answer));
+            },
+            timeout_ms);
+    };
+    out.others = [&cluster] {
+        std::vector<NodeUuid> nodes;
+        if (const auto view = cluster->host().view())
+            for (const LiveNode& node : view->nodes)
+                if (node.name.node != cluster->identity().self.name.node) nodes.push_back(node.name.node);
+        return nodes;
+    };
+    out.moved = [&cluster] { cluster->host().look(); };
+    return out;
+}
+
 /// SIGTERM and SIGINT arrive here and nowhere else.
 int wait_for_signal() {
     sigset_t set;
@@ -330,6 +361,7 @@ int serve(const Settings& settings) {
     std::optional<ClusterNode> cluster;
     std::optional<ClusterHops> hops;
     std::optional<PeerService> peers;
+    std::optional<KvTransfer> kv_transfer;
     const ShardId entity_shard = shard_of(SessionKey{entity_tenant, {}}, shard_count);
     // A scan of the store does not belong on the link's thread.
     const auto entities_wanted = [&](const NodeUuid& peer) { caf::anon_send(supervisor, EntitiesWanted{peer}); };
@@ -338,7 +370,16 @@ int serve(const Settings& settings) {
         callbacks.led = [&](ShardId shard, Epoch epoch) { caf::anon_send(supervisor, ShardLed{shard, epoch}); };
         callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
         node.activity = ShardActivity(shard_count);
-        callbacks.busy = [activity = node.activity](ShardId shard, const NodeUuid&) { return activity.busy(shard); };
+        kv_transfer.emplace(system, kv_transfer_config(models, clock, identity->meta.shards, cluster));
+        models.on_deleted([&](const SessionKey& session) { kv_transfer->session_deleted(session); });
+        callbacks.busy = [&, activity = node.activity](ShardId shard, const NodeUuid& to) {
+            // Blocks go ahead once for a hand-over, beside tool calls: neither waits for the other.
+            const bool moving = kv_transfer->busy(shard, to);
+            return activity.busy(shard) || moving;
+        };
+        callbacks.kv_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
+            kv_transfer->serve(std::move(request), std::move(reply));
+        };
         peers.emplace(node, [&] { return cluster->link(); });
         callbacks.shard_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
             peers->serve(request, std::move(reply));
@@ -419,6 +460,7 @@ int serve(const Settings& settings) {
             status = fail(started.error());
         }
     }
+    if (kv_transfer) kv_transfer->stop();
     if (cluster) cluster->stop();
     {
         EndWithin patience(store, stop_seconds);

@@ -108,7 +108,7 @@ def every_family_is_documented():
         for labels in series(text, family):
             check(set(re.findall(r'(\w+)="', labels)) <=
                   {"model", "worker", "tier", "state", "end", "simulated", "le", "status", "kind", "class", "outcome", "code",
-                   "route", "version"}, "labels are of the closed list", family, labels)
+                   "route", "version", "direction"}, "labels are of the closed list", family, labels)
     note("%d families, %d series" % (len(exposed), len([l for l in text.split("\n") if l and l[0] != "#"])))
 
 

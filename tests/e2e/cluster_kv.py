@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Sessions that move with a warm KV cache, between real nodes and with the shipped small model: what was computed is not
+computed again, the words are those of a session that never moved, and whatever does not arrive is computed."""
+import os
+import time
+
+from cluster_harness import Cluster, shard_of
+from harness import ROOT, Daemon, check, note, run, wait_until
+from inference import AGENT, MODEL, ask, computed, metric, words
+
+SHARDS = 12
+BARE = "bare"  # the same model without tiers
+AGENTS = {"small": AGENT, BARE: AGENT.replace('"small"', '"%s"' % BARE).replace('"mainstay_tiny"', '"%s"' % BARE)}
+MODELS = {"mainstay_tiny": MODEL, BARE: MODEL.replace('name = "mainstay_tiny"', 'name = "%s"' % BARE)
+          .replace('host = "64MB"', 'host = "0B"').replace('disk = "256MB"', 'disk = "0B"')}
+TURNS = ("tell me a joke", "what is 17 + 25?", "hello")
+
+
+def unmoved(agent):
+    """The same turns at one node: words and tokens computed, of each."""
+    daemon = Daemon(AGENTS, MODELS)
+    daemon.start()
+    ask(daemon, "thank you", model=agent)
+    session = daemon.conversation()
+    turns = [ask(daemon, text, session, agent) for text in (*TURNS, "thank you")]
+    daemon.stop()
+    return [(words(turn), computed(turn)) for turn in turns]
+
+
+def led_by(cluster, node):
+    """A new conversation that this node leads."""
+    def one():
+        conversation = node.conversation()
+        return conversation if cluster.leaders().get(shard_of(conversation, SHARDS)) is node else None
+    return wait_until("a conversation that %s leads" % node.name, one, 30)
+
+
+def migrate(cluster, conversation, source, target):
+    status, _, said = source.cli("session", "migrate", conversation, "--to", target.uuid)
+    check(status == 0, "mainstay session migrate", said)
+    wait_until("%s to lead it" % target.name,
+               lambda: cluster.leaders().get(shard_of(conversation, SHARDS)) is target, 30, 0.02)
+
+
+def transferred(node, outcome, model="mainstay_tiny"):
+    return metric(node, r'mainstay_model_kv_transfer_blocks_total\{model="%s",outcome="%s"\}' % (model, outcome))
+
+
+def held(node, model="mainstay_tiny"):
+    return sum(metric(node, r'mainstay_model_kv_blocks\{model="%s",tier="%s"\}' % (model, tier))
+               for tier in ("device", "host", "disk"))
+
+
+def steady(node):
+    """Figures are a second old at most."""
+    at = held(node)
+    time.sleep(1.1)
+    return held(node) if held(node) == at > 0 else None
+
+
+def warm_sessions_move():
+    """A warm session moves and computes its new tokens only; to a node without the model, or without tiers, all of them; and a deleted one is nowhere."""
+    expected, expected_bare = unmoved("small"), unmoved(BARE)
+    check([said for said, _ in expected] == [said for said, _ in expected_bare], "tiers change no word")
+    # Nobody falls asleep: what is on disk then would come and go beside what is counted here.
+    cluster = Cluster(AGENTS, MODELS, shards=SHARDS, env={"MAINSTAY_SESSION__PASSIVATE_AFTER": "600s"})
+    first, second, third = cluster.nodes
+    for kind in ("models", "agents"):  # the third learns of them from the others, and loads nothing before it must
+        for file in os.listdir(os.path.join(third.folder, kind)):
+            os.unlink(os.path.join(third.folder, kind, file))
+    try:
+        cluster.start()
+        cluster.wait_in_sync()
+        for node in (first, second):
+            for model in AGENTS:
+                ask(node, "thank you", led_by(cluster, node), model)  # the agents' definitions are cached
+        session = led_by(cluster, first)
+        turns = [ask(first, text, session) for text in TURNS]
+        check([(words(turn), computed(turn)) for turn in turns] == expected[:3], "as at one node",
+              [computed(turn) for turn in turns], expected)
+        migrate(cluster, session, first, second)
+        sent = wait_until("its blocks to be counted", lambda: transferred(first, "taken"), 10)
+        moved = ask(second, "thank you", session)
+        check((words(moved), computed(moved)) == expected[3], "after the move it says the same and computes the same "
+              "tokens as the one that did not move", words(moved), moved["usage"], expected[3])
+        kept = moved["usage"]["input_tokens"] - computed(moved)
+        note("%d blocks went ahead; %d of %d tokens computed" % (sent, computed(moved), computed(moved) + kept))
+        wait_until("what was sent to be received", lambda: metric(second, "mainstay_model_kv_received_blocks_total") == sent, 10)
+        shown = second.cli("worker", "show", "mainstay_tiny/0", "--output", "json")
+        check('"received_blocks"' in shown[1].replace(" ", ""), "worker show tells it", shown)
+
+        # Back and forth: what is still there is not sent twice.
+        migrate(cluster, session, second, first)
+        wait_until("what was there to be counted", lambda: transferred(second, "known") >= sent - 1, 10)
+        back = ask(first, "hello", session)
+        check(computed(back) < 40, "back again it computes new tokens only", back["usage"])
+
+        # Deleted where it is now: no node has anything of it.
+        full = {node: wait_until("figures", lambda: steady(node), 10) for node in (first, second)}
+        first.call("DELETE", "/v1/sessions/" + session)
+        wait_until("its blocks to go everywhere", lambda: all(held(node) <= full[node] - sent for node in full), 10)
+        for node in (first, second):
+            again = ask(node, TURNS[0], led_by(cluster, node))
+            check((words(again), computed(again)) == expected[0], "what a deleted session computed is computed again at "
+                  + node.name, again["usage"], expected[0])
+
+        # A node that has not loaded the model.
+        session = led_by(cluster, first)
+        for text in TURNS:
+            ask(first, text, session)
+        migrate(cluster, session, first, third)
+        wait_until("the reason to be counted", lambda: transferred(first, "no_model"), 10)
+        cold = ask(third, "thank you", session)
+        check(words(cold) == expected[3][0], "a node that has to load the model says the same", words(cold))
+        check(computed(cold) > expected[3][1] + 60, "and computes the whole prompt", cold["usage"], expected[3])
+        wait_until("it to be counted", lambda: metric(third, "mainstay_model_prefilled_tokens_total") >= computed(cold), 10)
+
+        # No tiers: nothing has room for what comes.
+        session = led_by(cluster, first)
+        for text in TURNS:
+            ask(first, text, session, BARE)
+        migrate(cluster, session, first, second)
+        wait_until("the reason to be counted", lambda: transferred(first, "no_room", BARE), 10)
+        bare = ask(second, "thank you", session, BARE)
+        check(words(bare) == expected[3][0] and computed(bare) > expected[3][1], "without tiers it says the same, computed",
+              bare["usage"], expected[3])
+        check(not any(metric(node, "mainstay_model_kv_load_failures_total") for node in (first, second)), "nothing was damaged")
+    finally:
+        cluster.close()
+
+
+if __name__ == "__main__":
+    run(warm_sessions_move)
