@@ -32,6 +32,7 @@ struct Shard {
     bool copying = false;   // somebody live who is to stay is not in sync yet
     bool retiring = false;  // somebody live is in sync who is to hold no copy
     bool under_way = false;
+    bool wanting = false;  // takes no writes until another copy is in sync
     bool planned = false;  // by this plan: no more of it
 };
 
@@ -87,6 +88,7 @@ class Planner {
     bool settled(const Shard& shard) const;
 
     // --- what should be
+    void rescue();
     void clear_targets();
     void finish_moves();
     void relieve_primaries();
@@ -107,6 +109,7 @@ class Planner {
 
     bool step_left() const { return plan_.steps.size() < settings_.moves_max; }
     bool move_left() const { return step_left() && plan_.under_way + begun_ < settings_.moves_max; }
+    bool rescue_left() const { return step_left() && rescues_ < settings_.rescues_max; }
     void add(Shard& shard, ShardChange change, std::string what, std::string why);
     void wish_for(Shard& shard, size_t node, std::string why);
     void add_copy(Shard& shard, size_t node, std::string why);
@@ -118,7 +121,7 @@ class Planner {
     const TimeMs wall_;
     std::vector<Node> nodes_;  // by uuid
     std::vector<Shard> shards_;
-    size_t begun_ = 0;
+    size_t begun_ = 0, rescues_ = 0;
     PlacementPlan plan_;
 };
 
@@ -182,6 +185,8 @@ void Planner::find_shards() {
         shard.under_way = shard.led && (shard.target != none || shard.copying || shard.retiring ||
                                         (shard.leaves != none && may_leave(shard, shard.leaves)));
         plan_.under_way += shard.under_way;
+        shard.wanting = shard.led && shard.record->in_sync.size() < shard.record->min_in_sync;
+        rescues_ += shard.wanting && shard.copying;
     }
 }
 
@@ -425,6 +430,7 @@ void Planner::plan_births(TimeMs waited) {
 
 void Planner::plan_steps() {
     find_shards();
+    rescue();
     clear_targets();
     finish_moves();
     relieve_primaries();
@@ -492,6 +498,30 @@ void Planner::relieve_primaries() {
         if (to == none) continue;
         const std::string name = "node " + short_text(primary.uuid);
         wish_for(shard, to, holds ? name + " drains" : name + " is to hold no copy");
+    }
+}
+
+/// A shard that takes no writes gets all the copies that it lacks, whatever else is under way: the first of them comes
+/// in as soon as it has caught up, while another one would wait for its time of good behaviour before the next begins.
+void Planner::rescue() {
+    for (Shard& shard : shards_) {
+        if (!rescue_left()) return;
+        if (!shard.wanting || shard.planned || shard.copying) continue;
+        auto replicas = shard.record->replicas;
+        std::string names;
+        while (usable(shard) < meta_.replicas && shard.replicas.size() < limits::replicas_max) {
+            const size_t to = best_holder(shard, false);
+            if (to == none) break;
+            shard.replicas.push_back(to);
+            shard.healthy.push_back(false);
+            ++nodes_[to].copies;
+            replicas.push_back(nodes_[to].uuid);
+            names += (names.empty() ? "" : ", ") + short_text(nodes_[to].uuid);
+        }
+        if (names.empty()) continue;
+        ++rescues_;
+        add(shard, assign(*shard.record, std::move(replicas)), "copies to nodes " + names,
+            "too few copies to take writes");
     }
 }
 

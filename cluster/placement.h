@@ -36,6 +36,9 @@ struct PlacementSettings {
     uint32_t gone_ms = placement_gone_ms;
     uint32_t birth_wait_ms = placement_birth_wait_ms;
     size_t moves_max = limits::placement_moves_max;
+    /// Shards without enough copies to take writes that are given some at the same time, beside all moves: they are out
+    /// of service, and as many as there are after an adoption.
+    size_t rescues_max = 4 * limits::placement_moves_max;
 };
 
 /// This node.

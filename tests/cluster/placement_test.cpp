@@ -216,7 +216,8 @@ class World {
                                     before.replicas.size() > meta.replicas ||
                                     in_sync_of(before) != before.replicas.size();
             const bool wants = after.replicas.size() > before.replicas.size() || (after.target && !before.target);
-            begun += wants && !was_moving;
+            const bool rescue = before.in_sync.size() < before.min_in_sync;  // out of service: bounded by rescues_max
+            begun += wants && !was_moving && !rescue;
         }
         CHECK((begun == 0 || planned.under_way + begun <= settings.moves_max));
     }
@@ -420,6 +421,39 @@ TEST_CASE("placement: what was adopted is led by the node that has it, alone, in
     const auto after = plan_placement(world.meta, world.view(), {{third.name, third.incarnation}, Epoch(41)},
                                       world.watch, world.settings, 1);
     CHECK(after.births.empty());
+}
+
+TEST_CASE("placement: a shard that takes no writes gets all copies that it lacks at once, beside other moves") {
+    World world(64, 3);
+    world.join();
+    const auto& first = world.machines[0];
+    world.watch.observe(world.meta, world.view(), 0);
+    const auto planned = plan_placement(world.meta, world.view(), {{first.name, first.incarnation}, Epoch(41)},
+                                        world.watch, world.settings, 1);
+    for (const auto& step : planned.births) world.carry_out(step.change);
+    world.join();
+    world.join();
+    // Nobody catches up: a bounded number is under way, each with both copies that it lacks.
+    SeededRandom random(7);
+    for (int i = 0; i < 20; ++i) world.round(&random, 0);
+    const auto whole = [&] {
+        return std::count_if(world.records.begin(), world.records.end(),
+                             [](const ShardRecord& record) { return record.replicas.size() == 3; });
+    };
+    CHECK(whole() == static_cast<ptrdiff_t>(world.settings.rescues_max));
+    // The second copy alone is in sync, the third waits: writes are taken, and that holds no other shard up.
+    for (int i = 0; i < 20; ++i) {
+        world.round(&random, 0);
+        for (auto& record : world.records) {
+            if (record.replicas.size() < 3 || record.in_sync.size() > 1) continue;
+            const Machine& second = world.machines[1];
+            world.carry_out(
+                resize(record, {record.in_sync[0], second.name}, {LiveNode{second.name, second.incarnation}}));
+        }
+    }
+    CHECK(whole() == 64);
+    CHECK(world.settle(1000) > 0);
+    world.check_rest();
 }
 
 TEST_CASE("placement: zones come first, then capacity") {
