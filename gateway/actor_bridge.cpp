@@ -99,8 +99,8 @@ SessionId ActorBridge::keyed_session(const Principal& principal, const std::stri
         // Within the day's range of family ids, so that these sessions too are neighbours of their contemporaries.
         const uint64_t begin = (window * key_window_ms) << 22, size = key_window_ms << 22;
         id.family = FamilyId{begin + family % size};
-        if (node_.shards == nullptr) return id;
-        // The next family of the shard that the key alone decides: one in shard_count is.
+        // The next family of the shard that the key alone decides: one in shard_count is. A node that is alone names
+        // the same ids, so that a key stays known when its directory becomes a cluster's.
         const uint32_t shards = node_.options.shard_count;
         const auto of_key = key_hash("shard:" + std::to_string(principal.tenant.value) + ":" + principal.name, key);
         uint64_t wanted;
