@@ -55,7 +55,8 @@ class ClusterAdmin {
     virtual void status(Answer<ClusterStatus> done) = 0;
     virtual void nodes(Answer<std::vector<ClusterNodeInfo>> done) = 0;
     virtual void shards(Answer<std::vector<ClusterShardInfo>> done) = 0;
-    /// The newest decisions of this node's placement, newest first; of one shard or all.
+    /// The newest decisions, newest first, of one shard or all: those of this node's placement since it was started,
+    /// and every force_lead of any node.
     virtual void decisions(std::optional<ShardId> shard, size_t limit, Answer<std::vector<PlacementDecision>> done) = 0;
     /// Everything is moved off it, or it takes part again. node_not_found, coordinator_unavailable.
     virtual void drain(const NodeUuid& node, bool on, Answer<ClusterNodeInfo> done) = 0;
@@ -64,8 +65,10 @@ class ClusterAdmin {
     virtual void move(ShardId shard, const NodeUuid& to, Answer<ClusterShardInfo> done) = 0;
     /// The only way to lose data: this node's copy becomes the shard's only one, whoever else may hold more. Refused
     /// with conflict while the primary on record has a lease, or `last_index` is not this copy's last index (which
-    /// the refusal names: whoever asks must have seen what is lost).
-    virtual void force_lead(ShardId shard, uint64_t last_index, Answer<ClusterShardInfo> done) = 0;
+    /// the refusal names: whoever asks must have seen what is lost). What was done, and by `who`, is among the
+    /// decisions of every node for ever.
+    virtual void force_lead(ShardId shard, uint64_t last_index, const std::string& who,
+                            Answer<ClusterShardInfo> done) = 0;
 };
 
 }  // namespace mainstay

@@ -36,6 +36,16 @@ int64_t certificate_seconds(const ClusterSettings& settings) {
 
 Error unavailable(const std::string& why) { return {ErrorCode::coordinator_unavailable, why, {}}; }
 
+PlacementDecision decision_of(const ForcedLead& forced) {
+    std::string in_sync;
+    for (const auto& name : forced.in_sync) in_sync += (in_sync.empty() ? "" : ", ") + short_text(name.node);
+    return {
+        static_cast<TimeMs>(forced.at_ms), forced.shard,
+        "forced to lead on node " + short_text(forced.copy.node) + " in epoch " + std::to_string(forced.epoch.value),
+        forced.who + " accepted the loss of everything that was acknowledged after index " +
+            std::to_string(forced.last_index) + "; in sync until then: " + in_sync};
+}
+
 }  // namespace
 
 Result<ClusterIdentity> find_cluster(const ClusterSettings& settings, const NodeUuid& disk, uint64_t incarnation,
@@ -283,14 +293,16 @@ std::vector<ClusterShardInfo> ClusterNode::shard_infos() const {
             return node.name == now.primary && node.incarnation == now.incarnation;
         });
         if (led) info.primary = now.primary.node;
-        std::string missing;
+        std::vector<std::string> away;  // sorted, so that status counts shards with the same problem together
         for (const auto& node : now.replicas) {
             const auto held = std::find_if(now.in_sync.begin(), now.in_sync.end(),
                                            [&](const ReplicaName& name) { return name.node == node; });
             if (held != now.in_sync.end() && live(*held)) continue;
-            missing += (missing.empty() ? "" : ", ") + short_text(node) +
-                       (held != now.in_sync.end() ? " has no lease" : " is not in sync");
+            away.push_back(short_text(node) + (held != now.in_sync.end() ? " has no lease" : " is not in sync"));
         }
+        std::sort(away.begin(), away.end());
+        std::string missing;
+        for (const auto& one : away) missing += (missing.empty() ? "" : ", ") + one;
         if (sight.halted)
             info.problem = "this node's copy differs from the primary's in what is committed; it is left alone";
         else if (!led)
@@ -342,13 +354,19 @@ void ClusterNode::shards(Answer<std::vector<ClusterShardInfo>> done) { done(shar
 
 void ClusterNode::decisions(std::optional<ShardId> shard, size_t limit, Answer<std::vector<PlacementDecision>> done) {
     std::vector<PlacementDecision> out;
+    if (const auto view = host_.view())
+        for (const auto& forced : view->forced)
+            if (!shard || forced.shard == *shard) out.push_back(decision_of(forced));
+    const auto newest_first = [](const PlacementDecision& a, const PlacementDecision& b) { return a.at > b.at; };
+    std::stable_sort(out.begin(), out.end(), newest_first);
+    const auto forced = static_cast<ptrdiff_t>(out.size());
     {
         std::lock_guard lock(decisions_mutex_);
-        for (const auto& decision : decisions_) {
-            if (out.size() == limit) break;
+        for (const auto& decision : decisions_)
             if (!shard || decision.shard == *shard) out.push_back(decision);
-        }
     }
+    std::inplace_merge(out.begin(), out.begin() + forced, out.end(), newest_first);
+    out.resize(std::min(out.size(), limit));
     done(std::move(out));
 }
 
@@ -379,7 +397,7 @@ void ClusterNode::change_record(ShardChange change, ShardId shard, std::string w
             return done(unavailable("it is not known whether the coordinator took it: look, then ask again"));
         if (answer.outcome == ChangeOutcome::conflict)
             return done(Error{ErrorCode::conflict, "the shard's record changed meanwhile: look, then ask again", {}});
-        decided({SystemClock().now_ms(), shard, what, why});
+        if (!what.empty()) decided({SystemClock().now_ms(), shard, what, why});
         ClusterShardInfo info;
         info.record = desired;
         info.record.config_version = answer.config_version;
@@ -403,7 +421,8 @@ void ClusterNode::move(ShardId shard, const NodeUuid& to, Answer<ClusterShardInf
     change_record(wish(*record, to), shard, "target " + short_text(to), "asked for by an operator", std::move(done));
 }
 
-void ClusterNode::force_lead(ShardId shard, uint64_t last_index, Answer<ClusterShardInfo> done) {
+void ClusterNode::force_lead(ShardId shard, uint64_t last_index, const std::string& who,
+                             Answer<ClusterShardInfo> done) {
     const auto view = host_.view();
     if (!view) return done(unavailable("the coordinator was never read"));
     for (const auto& known : shard_infos()) {
@@ -430,13 +449,26 @@ void ClusterNode::force_lead(ShardId shard, uint64_t last_index, Answer<ClusterS
         if (std::find(replicas.begin(), replicas.end(), identity_.self.name.node) == replicas.end())
             replicas.push_back(identity_.self.name.node);
         change.gone = Incarnation{known.record.primary.node, known.record.incarnation};
-        spdlog::critical(
-            "shard {}: forced: this copy, up to index {}, becomes the only one; what others acknowledged "
-            "beyond is lost",
-            shard.value, last_index);
-        return change_record(std::move(change), shard, "forced to lead here",
-                             "an operator accepted the loss of everything after index " + std::to_string(last_index),
-                             std::move(done));
+        ForcedLead forced;
+        forced.shard = shard;
+        forced.epoch = change.desired.epoch;
+        forced.at_ms = SystemClock().now_ms();
+        forced.copy = identity_.self.name;
+        forced.last_index = last_index;
+        forced.in_sync = known.record.in_sync;
+        forced.who = who;
+        change.forced = forced;
+        // The coordinator keeps it, for all nodes; the log tells of it too, once it is done.
+        return change_record(std::move(change), shard, {}, {},
+                             [forced = std::move(forced), done = std::move(done)](Result<ClusterShardInfo> info) {
+                                 const auto told = decision_of(forced);
+                                 if (info)
+                                     spdlog::critical("shard {}: {}: {}", told.shard.value, told.what, told.why);
+                                 else
+                                     spdlog::critical("shard {}: asked for by {}, {}: {}", told.shard.value, forced.who,
+                                                      told.what, info.error().message);
+                                 done(std::move(info));
+                             });
     }
     done(Error{ErrorCode::shard_not_found, "there is no shard " + name_of(shard), "shard"});
 }

@@ -83,7 +83,7 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     void decisions(std::optional<ShardId> shard, size_t limit, Answer<std::vector<PlacementDecision>> done) override;
     void drain(const NodeUuid& node, bool on, Answer<ClusterNodeInfo> done) override;
     void move(ShardId shard, const NodeUuid& to, Answer<ClusterShardInfo> done) override;
-    void force_lead(ShardId shard, uint64_t last_index, Answer<ClusterShardInfo> done) override;
+    void force_lead(ShardId shard, uint64_t last_index, const std::string& who, Answer<ClusterShardInfo> done) override;
 
   private:
     void led(ShardId shard, Epoch epoch) override;

@@ -91,12 +91,25 @@ struct ClusterMeta {
     friend bool operator==(const ClusterMeta&, const ClusterMeta&) = default;
 };
 
+/// A person made a copy the only one of its shard, and accepted the loss of what others had acknowledged beyond it.
+struct ForcedLead {
+    ShardId shard;
+    Epoch epoch;                       // in which it leads
+    uint64_t at_ms = 0;                // wall clock of the node that was asked
+    ReplicaName copy;                  // the one that leads
+    uint64_t last_index = 0;           // where it ended
+    std::vector<ReplicaName> in_sync;  // on record until then: they held everything that was acknowledged
+    std::string who;                   // the principal that asked
+    friend bool operator==(const ForcedLead&, const ForcedLead&) = default;
+};
+
 /// A compare-and-set: all conditions are compared and the record is replaced in one transaction.
 struct ShardChange {
     uint64_t expected_version = 0;     // config_version that the record has; 0: there is no record
     ShardRecord desired;               // its config_version is ignored
     std::optional<Incarnation> gone;   // has no lease
     std::vector<Incarnation> present;  // each has one
+    std::optional<ForcedLead> forced;  // kept for ever, in the same transaction
 };
 
 enum class ChangeOutcome : uint8_t {
@@ -117,6 +130,7 @@ struct ClusterView {
     std::vector<LiveNode> nodes;       // by node and incarnation
     std::vector<NodeDetails> details;  // of nodes, in the same order
     std::vector<NodeUuid> draining;    // the operator wants nothing on them, live or not
+    std::vector<ForcedLead> forced;    // all that ever were
 };
 
 /// Calls may block up to coordinator_request_timeout_ms, so they belong on a thread of their own. A driver never

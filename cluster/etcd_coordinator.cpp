@@ -185,6 +185,10 @@ std::string EtcdCoordinator::shard_key(ShardId shard) const {
     return prefix_ + "shards/" + std::to_string(shard.value);
 }
 
+std::string EtcdCoordinator::forced_key(const ForcedLead& forced) const {
+    return prefix_ + "forced/" + std::to_string(forced.shard.value) + "/" + std::to_string(forced.epoch.value);
+}
+
 EtcdDeadline EtcdCoordinator::deadline() const {
     return steady_clock::now() + milliseconds(settings_.request_timeout_ms);
 }
@@ -306,8 +310,10 @@ ChangeAnswer EtcdCoordinator::change(const ShardChange& change) {
     compare.push_back(change.expected_version == 0 ? compare_absent(key) : compare_mod(key, change.expected_version));
     if (change.gone) compare.push_back(compare_version(node_key(*change.gone), "EQUAL"));
     for (const auto& incarnation : change.present) compare.push_back(compare_version(node_key(incarnation), "GREATER"));
-    const json::object body{{"compare", std::move(compare)},
-                            {"success", json::array{json::object{{"request_put", put(key, to_json(desired))}}}}};
+    json::array puts{json::object{{"request_put", put(key, to_json(desired))}}};
+    if (const auto& forced = change.forced)
+        puts.push_back(json::object{{"request_put", put(forced_key(*forced), to_json(*forced))}});
+    const json::object body{{"compare", std::move(compare)}, {"success", std::move(puts)}};
     const EtcdAnswer answer = client_.post("/v3/kv/txn", body, EtcdClient::Repeat::never, deadline());
     // Even a refusal is no conflict: the record may be as expected, and the caller must not take it for moved.
     if (!answer.done()) return {ChangeOutcome::unknown, 0, answer.problem};
@@ -358,6 +364,9 @@ Result<void> EtcdCoordinator::take_pair(const std::string& key, const std::strin
         const auto node = uuid_from_text(name.substr(6));
         if (!node) return damaged("the key names no node");
         view.draining.push_back(*node);
+    } else if (name.starts_with("forced/")) {
+        // Only told to people: one that cannot be read must not keep records from being read.
+        if (auto forced = forced_lead_from_json(key, value)) view.forced.push_back(std::move(*forced));
     }
     return {};  // meta, and what later releases keep here
 }

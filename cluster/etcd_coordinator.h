@@ -64,6 +64,7 @@ class EtcdCoordinator final : public ClusterCoordinator {
 
     std::string node_key(const Incarnation& incarnation) const;
     std::string shard_key(ShardId shard) const;
+    std::string forced_key(const ForcedLead& forced) const;
     EtcdDeadline deadline() const;
     /// The time that a lease has left in seconds, prolonged; 0: there is no such lease.
     Result<int64_t> prolong(int64_t lease, EtcdDeadline deadline);

@@ -63,6 +63,7 @@ ChangeAnswer MemoryCluster::change(const ShardChange& change) {
     after.config_version = ++revision_;
     if (on_change_) on_change_(before, after);
     records_[after.shard] = std::move(after);
+    if (change.forced) forced_.push_back(*change.forced);
     return {ChangeOutcome::ok, revision_, {}};
 }
 
@@ -74,6 +75,7 @@ ClusterView MemoryCluster::list() const {
         view.details.push_back(lease.details);
     }
     view.draining.assign(draining_.begin(), draining_.end());
+    view.forced = forced_;
     return view;
 }
 

@@ -54,6 +54,7 @@ class MemoryCluster {
     std::map<ShardId, ShardRecord> records_;
     std::map<Key, Lease> leases_;
     std::set<NodeUuid> draining_;
+    std::vector<ForcedLead> forced_;
     std::optional<ClusterMeta> meta_;
     std::function<void(const ShardRecord*, const ShardRecord&)> on_change_;
 };

@@ -191,6 +191,35 @@ Result<NodeEntry> node_entry_from_json(std::string_view key, std::string_view te
     return out;
 }
 
+std::string to_json(const ForcedLead& forced) {
+    json::object out;
+    out["shard"] = forced.shard.value;
+    out["epoch"] = forced.epoch.value;
+    out["at_ms"] = forced.at_ms;
+    out["copy"] = replica_json(forced.copy);
+    out["last_index"] = forced.last_index;
+    json::array in_sync;
+    for (const auto& name : forced.in_sync) in_sync.push_back(replica_json(name));
+    out["in_sync"] = std::move(in_sync);
+    out["who"] = forced.who;
+    return json::serialize(out);
+}
+
+Result<ForcedLead> forced_lead_from_json(std::string_view key, std::string_view text) {
+    constexpr uint64_t any = std::numeric_limits<uint64_t>::max();
+    Fields fields(key, text);
+    ForcedLead out;
+    out.shard = ShardId(static_cast<uint16_t>(fields.number("shard", std::numeric_limits<uint16_t>::max())));
+    out.epoch = Epoch(fields.number("epoch", any));
+    out.at_ms = fields.number("at_ms", any);
+    out.copy = fields.replica("copy");
+    out.last_index = fields.number("last_index", any);
+    out.in_sync = fields.replicas("in_sync");
+    out.who = fields.text("who");
+    if (!fields.ok()) return fields.error();
+    return out;
+}
+
 std::string to_json(const ClusterMeta& meta) {
     json::object out;
     out["format"] = meta.format;

@@ -26,6 +26,9 @@ struct NodeEntry {
 std::string to_json(const NodeEntry& entry);
 Result<NodeEntry> node_entry_from_json(std::string_view key, std::string_view text);
 
+std::string to_json(const ForcedLead& forced);
+Result<ForcedLead> forced_lead_from_json(std::string_view key, std::string_view text);
+
 std::string to_json(const ClusterMeta& meta);
 /// Errors: state_damaged; unsupported_value where the format is one of a later release.
 Result<ClusterMeta> cluster_meta_from_json(std::string_view key, std::string_view text);

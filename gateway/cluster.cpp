@@ -331,7 +331,7 @@ void ClusterRoutes::force_lead(const HttpRequest& request, const PathParams& par
     if (!read_body(request, reply, "accept_loss_beyond", read)) return;
     const auto shard = shard_from(params[0]);
     if (!shard) return reply.send(error_answer(no_shard(params[0])));
-    cluster_->force_lead(*shard, static_cast<uint64_t>(*beyond),
+    cluster_->force_lead(*shard, static_cast<uint64_t>(*beyond), request.principal.name,
                          reply.then<ClusterShardInfo>(one<ClusterShardInfo>(append_shard)));
 }
 

@@ -218,13 +218,16 @@ void force_lead(CliContext& context, const std::string& name, bool accept_loss) 
         throw CliFailure{ExitStatus::usage,
                          "nothing was done. The copy on this node ends at index " + last +
                              "; whatever others hold beyond it would be lost for ever, and their copies "
-                             "with it. If that is what you want, repeat it with --accept-loss"};
+                             "with it. In sync on record, and sure to hold everything that was acknowledged: " +
+                             uuids_of(shard, "in_sync") +
+                             ". If it is what you want all the same, repeat it with --accept-loss"};
     const auto led =
         context.client.call("POST", shard_path(name) + "/force_lead",
                             "{\"accept_loss_beyond\":" + std::to_string(number_at(shard, "last_index")) + "}");
     if (context.json) return print_json(context.streams.out, led);
-    context.streams.error << "shard " << cell(led, "shard") << " is led by this node's copy alone, which ends at index "
-                          << last << "\n";
+    context.streams.error << "shard " << cell(led, "shard") << " is led by this node's copy alone in epoch "
+                          << cell(led, "epoch") << "; it ended at index " << last
+                          << ", and what was acknowledged beyond is lost\n";
 }
 
 // --- offline --------------------------------------------------------------------------------------------------------

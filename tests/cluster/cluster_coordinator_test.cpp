@@ -46,6 +46,11 @@ TEST_CASE("cluster coordinator: a list holds every record, lease and wish") {
     check_list_is_whole(nodes);
 }
 
+TEST_CASE("cluster coordinator: that a copy was forced to lead is kept with the record") {
+    TwoNodes nodes;
+    check_force_is_kept(nodes);
+}
+
 TEST_CASE("cluster coordinator: what holds for a cluster is decided once") {
     TwoNodes nodes;
     check_meta_is_decided_once(nodes);

@@ -133,6 +133,29 @@ inline void check_list_is_whole(ContractWorld& world) {
     CHECK(world.one().list()->draining == std::vector{absent});
 }
 
+inline void check_force_is_kept(ContractWorld& world) {
+    auto change = contract_change(world, 0, 1);
+    const uint64_t version = world.one().change(change).config_version;
+    ForcedLead forced;
+    forced.shard = ShardId(7);
+    forced.epoch = Epoch(~0ull);
+    forced.at_ms = 1'700'000'000'000;
+    forced.copy = world.two().self();
+    forced.last_index = 12;
+    forced.in_sync = {world.one().self(), world.two().self()};
+    forced.who = "somebody \xc3\xbc";
+    change.forced = forced;
+    CHECK(world.two().change(change).outcome == ChangeOutcome::conflict);
+    CHECK(world.one().list()->forced.empty());  // what did not happen is not told
+    change.expected_version = version;
+    REQUIRE(world.two().change(change).outcome == ChangeOutcome::ok);
+    change.expected_version = world.one().ownership(ShardId(7))->config_version;
+    change.forced.reset();
+    REQUIRE(world.two().change(change).outcome == ChangeOutcome::ok);
+    CHECK(world.one().list()->forced == std::vector{forced});
+    CHECK(world.two().list()->forced == std::vector{forced});
+}
+
 inline void check_meta_is_decided_once(ContractWorld& world) {
     ClusterMeta first, second;
     first.cluster = second.cluster = world.cluster();

@@ -166,6 +166,11 @@ TEST_CASE("etcd coordinator: a list holds every record, lease and wish") {
     check_list_is_whole(world);
 }
 
+TEST_CASE("etcd coordinator: that a copy was forced to lead is kept with the record") {
+    EtcdWorld world;
+    check_force_is_kept(world);
+}
+
 TEST_CASE("etcd coordinator: what holds for a cluster is decided once") {
     EtcdWorld world;
     check_meta_is_decided_once(world);

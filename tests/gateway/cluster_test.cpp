@@ -239,7 +239,7 @@ TEST_CASE("cluster: a shard is moved, and led by force only with the index beyon
     }
     CHECK(door.running.ask("POST", "/v1/cluster/shards/7/force_lead", R"({"accept_loss_beyond":12})").status == 200);
     CHECK(door.cluster.asked() ==
-          std::vector<std::string>{"move 7 " + first_text, "move 8 " + first_text, "force_lead 7 12"});
+          std::vector<std::string>{"move 7 " + first_text, "move 8 " + first_text, "force_lead 7 12 by admin"});
 }
 
 TEST_CASE("cluster: a session is where its shard is, and goes where that goes") {

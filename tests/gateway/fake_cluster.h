@@ -33,8 +33,9 @@ class FakeCluster final : public ClusterAdmin {
         keep("move " + std::to_string(shard.value) + " " + to_text(to));
         answer_shard(shard, std::move(done), to);
     }
-    void force_lead(ShardId shard, uint64_t last_index, Answer<ClusterShardInfo> done) override {
-        keep("force_lead " + std::to_string(shard.value) + " " + std::to_string(last_index));
+    void force_lead(ShardId shard, uint64_t last_index, const std::string& who,
+                    Answer<ClusterShardInfo> done) override {
+        keep("force_lead " + std::to_string(shard.value) + " " + std::to_string(last_index) + " by " + who);
         answer_shard(shard, std::move(done), {});
     }
     std::vector<std::string> asked() {

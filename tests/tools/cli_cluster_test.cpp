@@ -131,10 +131,11 @@ TEST_CASE("cli: forcing a copy to lead needs to be told that loss is accepted, a
     const auto asked = run_at(stub, {"shard", "force-lead", "7"});
     CHECK(asked.status == 2);
     CHECK(has(asked.error, "nothing was done. The copy on this node ends at index 12"));
+    CHECK(has(asked.error, "sure to hold everything that was acknowledged: a1cd"));
     CHECK(stub.seen().size() == 1);
     const auto forced = run_at(stub, {"shard", "force-lead", "7", "--accept-loss"});
     CHECK(forced.status == 0);
-    CHECK(has(forced.error, "ends at index 12"));
+    CHECK(has(forced.error, "it ended at index 12, and what was acknowledged beyond is lost"));
     CHECK(stub.seen().back().line == "POST /v1/cluster/shards/7/force_lead HTTP/1.1");
     CHECK(stub.seen().back().body == R"({"accept_loss_beyond":12})");
 }
