@@ -231,14 +231,17 @@ class LeasesHeld:
                 "shards taken over": sum(value for labels, value in taken.items()
                                          if 'change="take_over"' in labels and 'outcome="ok"' in labels)}
 
+    def count(self):
+        time.sleep(1.2)  # nodes count once a second
+        return [self.lost(node) for node in self.nodes]
+
     def __enter__(self):
-        self.before = [self.lost(node) for node in self.nodes]
+        self.before = self.count()
 
     def __exit__(self, failed, *_):
         if failed:
             return
-        time.sleep(1.2)  # nodes count once a second
-        after = [self.lost(node) for node in self.nodes]
+        after = self.count()
         check(after == self.before, "nodes go on within their leases", self.before, after)
 
 

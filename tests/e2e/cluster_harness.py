@@ -393,6 +393,8 @@ class EtcdMember:
         self.process.wait()
 
     def log(self):
+        if self.process is None:
+            return ""
         with open(os.path.join(self.folder, "log"), errors="replace") as file:
             return file.read()
 
