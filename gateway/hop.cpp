@@ -51,6 +51,10 @@ Error error_of(const Answer& answer) {
     return out;
 }
 
+bool same_owner(const ShardPlace& a, const ShardPlace& b) {
+    return a.where == b.where && (a.where == ShardPlace::Where::here || a.node == b.node);
+}
+
 }  // namespace
 
 // --- metrics --------------------------------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ void Hop::fed() {
         attempts_ = 0;
         looks_ = 0;
         waited_ms_ = 0;
-        forgave_internal_ = false;
+        forgave_internal_.reset();
     }
     if (splice_.out().size() > stream_bytes_max) overflowed_ = true;
     const auto lost = splice_.lost();
@@ -278,8 +282,11 @@ void Hop::judge(Answer answer, bool from_peer) {
         if (answer.shard || may_be_repeated()) return look(std::move(answer), answer.shard);
         return deliver(dropped_answer());
     }
-    // An actor that was dropped, by a step-down that this door has not heard of yet or by a crash: once.
-    if (code == ErrorCode::internal && may_be_repeated() && !std::exchange(forgave_internal_, true)) {
+    // An actor that was dropped, by a step-down that this door has not heard of yet or by a crash: once by the same
+    // owner. A request that waits for long, say for a person, is dropped by one after the other as nodes are restarted.
+    const bool again = forgave_internal_ && same_owner(*forgave_internal_, tried_);
+    if (code == ErrorCode::internal && may_be_repeated() && !again) {
+        forgave_internal_ = tried_;
         uncertain_ = true;
         return look(std::move(answer), std::nullopt);
     }
@@ -321,8 +328,7 @@ void Hop::look_again(uint64_t now_ms) {
     place.where = ShardPlace::Where::here;
     if (shard_) place = hops_.shards_.find(*shard_);
     if (place.where == ShardPlace::Where::nowhere) return;
-    const bool tried =
-        place.where == tried_.where && (place.where == ShardPlace::Where::here || place.node == tried_.node);
+    const bool tried = same_owner(place, tried_);
     if (tried && now_ms < not_before_ms_) return;
     if (!tried) looks_ = 1;  // what came before says nothing about another owner, who may be ready any moment
     stop_waiting();

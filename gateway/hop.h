@@ -115,10 +115,10 @@ class Hop final : public AnswerPort, public StreamBody, public std::enable_share
     const uint64_t serial_;
     bool own_key_ = false;  // the request's key is this door's
     bool done_ = false;
-    uint64_t attempt_ = 0;   // tells what still comes of an earlier one
-    uint32_t attempts_ = 0;  // since there was progress last
-    bool forgave_internal_ = false;
-    bool uncertain_ = false;  // an earlier attempt may have taken effect, under the request's key
+    uint64_t attempt_ = 0;                        // tells what still comes of an earlier one
+    uint32_t attempts_ = 0;                       // since there was progress last
+    std::optional<ShardPlace> forgave_internal_;  // whose internal error was asked about again, last
+    bool uncertain_ = false;                      // an earlier attempt may have taken effect, under the request's key
     std::optional<ShardId> shard_;
     ShardPlace tried_;  // last
 

@@ -540,6 +540,26 @@ TEST_CASE("hop: an internal error is asked about once more, and then told") {
     CHECK(asked == 2);
 }
 
+TEST_CASE("hop: a request that one owner after the other drops is asked of the next") {
+    Cluster cluster;
+    cluster.lead.set(cluster.b.name);
+    std::atomic<size_t> dropped{0};
+    const auto drops_it = [&](const NodeUuid& next) -> std::optional<Error> {
+        if (dropped.fetch_add(1) >= 3) return std::nullopt;
+        cluster.lead.set(next);
+        return Error{ErrorCode::internal, "the request was dropped", {}};
+    };
+    for (Node* node : {&cluster.a, &cluster.b}) {
+        const NodeUuid other = node == &cluster.a ? cluster.b.name : cluster.a.name;
+        node->door.bridge.refuses = [&drops_it, other, leads = node->door.bridge.refuses]() -> std::optional<Error> {
+            if (auto elsewhere_now = leads()) return elsewhere_now;
+            return drops_it(other);
+        };
+    }
+    CHECK(cluster.a.door.ask("POST", "/v1/responses", hello).status == 200);
+    CHECK(dropped == 4);
+}
+
 TEST_CASE("hop: a node that drains is asked again where its shard went") {
     Cluster cluster;
     cluster.lead.set(cluster.b.name);
