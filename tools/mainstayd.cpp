@@ -47,6 +47,7 @@ namespace mainstay {
 namespace {
 
 constexpr uint32_t drain_seconds = 25;
+constexpr uint32_t notice_ms = 1000;                  // of a cluster's node: not ready, and still serving
 constexpr uint32_t stop_seconds = 15;                 // for actors to end, after the drain
 constexpr TenantId entity_tenant{1};                  // to whom agents and models belong
 constexpr uint32_t coordinator_patience_ms = 60'000;  // at the start
@@ -247,7 +248,11 @@ void drain(NodeContext& node, Door& door, ClusterNode* cluster) {
     if (cluster) {
         // Others lead what this node led; until then, and after, it is asked and answers.
         node.leaving = true;
+        const uint64_t told = node.clock.monotonic_ns();
         cluster->leave(drain_seconds * 1000);
+        // Who asks /readyz now and then sends nothing more by the time the door closes.
+        while (node.clock.monotonic_ns() - told < uint64_t(notice_ms) * 1'000'000)
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
         return door.stop();
     }
     // New turns are refused and /readyz says so, at an open door; what is in flight finishes and is answered. What
