@@ -354,10 +354,11 @@ class Load:
         ended = time.monotonic()
         if answer.status == 200:
             self.ended(one, answer.json, ended)
-        elif answer.code in UNKNOWN_CODES:
-            one["code"] = answer.code
-        else:
-            one["code"], one["ended"], one["outcome"] = answer.code, ended, "refused"
+            return
+        one["said"] = repr(answer)
+        one["code"] = answer.code
+        if answer.code not in UNKNOWN_CODES:
+            one["ended"], one["outcome"] = ended, "refused"
 
     def ended(self, one, response, when):
         one.update(response=response["id"], output=response["output"], status=response["status"], outcome="ok",
@@ -376,7 +377,7 @@ class Load:
             if name in ("response.completed", "response.failed", "response.incomplete"):
                 self.ended(one, event["response"], when)
             if name == "error":
-                one["code"] = event.get("code")
+                one["code"], one["said"] = event.get("code"), repr(event)
 
     # --- reading
 
@@ -592,7 +593,7 @@ class BalancedLoad(Load):
             bad = [one for one in self.history.attempts
                    if one["ended"] != NEVER and one["outcome"] != "ok" or one.get("lost") or one["code"]]
         return self.failures + ["%s to %s by %s: %s %s" % (one["kind"], one["conversation"], one["node"], one["outcome"],
-                                                          one.get("lost") or one["code"]) for one in bad]
+                                                          one.get("said") or one.get("lost")) for one in bad]
 
 
 # --- the self-test ----------------------------------------------------------------------------------------------------
