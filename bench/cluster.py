@@ -156,11 +156,25 @@ def say(text):
 
 # --- turns ------------------------------------------------------------------------------------------------------------
 
+def switches(pid):
+    """How often a thread of the process had nothing to do and gave its core away."""
+    count = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            lines = (task / "status").read_text().splitlines()
+        except OSError:
+            continue  # it has ended
+        count += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return count
+
+
 def counters(daemons, etcd):
-    out = {"syncs": 0, "link_bytes": 0, "replicated_bytes": 0, "entries": 0, "cpu": 0, "etcd_cpu": 0}
+    out = {"syncs": 0, "frames": 0, "switches": 0, "link_bytes": 0, "replicated_bytes": 0, "entries": 0, "cpu": 0, "etcd_cpu": 0}
     for daemon in daemons:
         found = metrics(daemon)
         out["syncs"] += found["mainstay_journal_syncs_total"] + found["mainstay_state_syncs_total"]
+        out["frames"] += found.get('mainstay_link_frames_total{direction="sent"}', 0)
+        out["switches"] += switches(daemon.process.pid)
         out["link_bytes"] += found.get('mainstay_link_bytes_total{direction="sent"}', 0)
         out["replicated_bytes"] += found.get('mainstay_cluster_replicated_bytes_total{direction="sent"}', 0)
         out["entries"] += found.get('mainstay_cluster_replicated_entries_total{direction="sent"}', 0)
@@ -209,6 +223,8 @@ def load(doors, daemons, etcd, connections, seconds, name):
             "load_cpu_ms_per_turn": sum(report["own_cpu_ms"] for report in reports) / turns,
             "syncs_per_turn": spent["syncs"] / turns,
             "disk_bytes_per_turn": (reports[0].get("device_bytes") or 0) / turns,
+            "frames_per_turn": spent["frames"] / turns,
+            "switches_per_turn": spent["switches"] / turns,
             "link_bytes_per_turn": spent["link_bytes"] / turns,
             "replicated_bytes_per_turn": spent["replicated_bytes"] / turns,
             "entries_per_turn": spent["entries"] / turns}
@@ -556,10 +572,11 @@ def page(report, rows):
                   "one run). A turn is three steps and four durable records. CPU is of all nodes and etcd together. A new "
                   "conversation belongs to the node that was asked, so that no request is sent on: at one door that node leads "
                   "all that is used and the others keep copies, at three doors the work is even.", ""]
-        lines += table(["what", "turns/s", "p50 ms", "p99 ms", "CPU ms/turn", "load CPU ms/turn", "syncs/turn", "KB to disk/turn",
-                        "KB on links/turn", "of it entries", "errors"],
+        lines += table(["what", "turns/s", "p50 ms", "p99 ms", "CPU ms/turn", "load CPU ms/turn", "syncs/turn", "switches/turn",
+                        "frames/turn", "KB to disk/turn", "KB on links/turn", "of it entries", "errors"],
                        [[kind, turns[kind]["turns_per_s"], turns[kind]["p50_ms"], turns[kind]["p99_ms"],
                          turns[kind]["cpu_ms_per_turn"], turns[kind]["load_cpu_ms_per_turn"], turns[kind]["syncs_per_turn"],
+                         turns[kind]["switches_per_turn"], turns[kind]["frames_per_turn"],
                          turns[kind]["disk_bytes_per_turn"] / 1024, turns[kind]["link_bytes_per_turn"] / 1024,
                          turns[kind]["replicated_bytes_per_turn"] / 1024, turns[kind]["errors"]] for kind in kinds]) + [""]
         lines += ["Where others use the machine too (the load above), one node loses more to them than three do and the ratio of "

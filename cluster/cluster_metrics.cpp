@@ -86,6 +86,8 @@ constexpr const char* coordinator_reads_name = "mainstay_cluster_coordinator_rea
 constexpr const char* coordinator_reads_help = "Reads of all records and leases.";
 constexpr const char* messages_name = "mainstay_link_messages_total";
 constexpr const char* messages_help = "Replication messages; dropped ones were never sent, and are repeated.";
+constexpr const char* link_frames_name = "mainstay_link_frames_total";
+constexpr const char* link_frames_help = "Frames of all kinds; what comes together shares one.";
 constexpr const char* link_bytes_name = "mainstay_link_bytes_total";
 constexpr const char* link_bytes_help = "Bytes of frames of all kinds, before TLS.";
 constexpr const char* pending_name = "mainstay_link_pending_bytes";
@@ -169,6 +171,8 @@ struct ClusterMetrics::Series {
     Total messages_sent = messages("sent"), messages_received = messages("received");
     Total dropped_no_link = messages("dropped_no_link"), dropped_queue_full = messages("dropped_queue_full");
     Total dropped_too_large = messages("dropped_too_large"), dropped_link_lost = messages("dropped_link_lost");
+    Total frames_sent = families.total(link_frames_name, link_frames_help, {{"direction", "sent"}});
+    Total frames_received = families.total(link_frames_name, link_frames_help, {{"direction", "received"}});
     Total link_sent = families.total(link_bytes_name, link_bytes_help, {{"direction", "sent"}});
     Total link_received = families.total(link_bytes_name, link_bytes_help, {{"direction", "received"}});
     Total dials = events("dialled"), dials_failed = events("dial_failed");
@@ -245,6 +249,8 @@ void ClusterMetrics::follow(const LinkStats& link) {
     to.dropped_queue_full.follow(link.messages_dropped_queue_full);
     to.dropped_too_large.follow(link.messages_dropped_too_large);
     to.dropped_link_lost.follow(link.messages_dropped_link_lost);
+    to.frames_sent.follow(link.frames_sent);
+    to.frames_received.follow(link.frames_received);
     to.link_sent.follow(link.bytes_sent);
     to.link_received.follow(link.bytes_received);
     to.dials.follow(link.dials);

@@ -15,11 +15,15 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr uint32_t lease_beats = 3;         // keep-alives in the time of a lease
-constexpr uint32_t retry_ms = 200;          // of a coordinator that does not answer
-constexpr size_t acks_searched = 32;        // for another acknowledgement to the same target
-constexpr double gather_inputs_min = 4;     // that the window must promise: a lone session never waits
-constexpr size_t gather_inputs_max = 256;   // ... and no round is made to wait for more
+constexpr uint32_t lease_beats = 3;        // keep-alives in the time of a lease
+constexpr uint32_t retry_ms = 200;         // of a coordinator that does not answer
+constexpr size_t acks_searched = 32;       // for another acknowledgement to the same target
+constexpr double gather_inputs_min = 4;    // that the window must promise: a lone session never waits
+constexpr size_t gather_inputs_max = 256;  // ... and no round is made to wait for more
+constexpr double gather_stretch_max = 5;
+// A commit waits in up to four rounds, two of them a copy's: at this part of its time, waiting is at most half of it.
+constexpr double gather_commit_share = 8;
+constexpr double commits_averaged = 64;
 constexpr uint32_t hand_over_poll_ms = 10;  // a poll with a bound
 constexpr milliseconds figures_interval(1000);
 constexpr int lists_spaced = 10;  // times what one takes
@@ -152,7 +156,9 @@ void ShardHost::run() {
 /// As SegmentLog::gather, and for the same reason: under load the wake-ups behind a round cost more than its work.
 void ShardHost::gather(std::unique_lock<std::mutex>& lock) {
     using std::chrono::microseconds;
-    const microseconds window(config_.gather_us);
+    const double least = config_.gather_us;
+    const double stretched = std::clamp(commit_us_ / gather_commit_share, least, least * gather_stretch_max);
+    const microseconds window(static_cast<int64_t>(stretched));
     auto moment = steady_clock::now();
     const bool promising = inputs_per_us_ * static_cast<double>(window.count()) >= gather_inputs_min;
     const auto until = taken_at_ + window;
@@ -371,7 +377,9 @@ void ShardHost::acknowledge(Member& member, uint64_t committed) {
     while (!member.waiting.empty() && member.waiting.front().index <= committed) {
         Waiting done = std::move(member.waiting.front());
         member.waiting.pop_front();
-        figures_.commit.add(std::chrono::duration<double>(committed_at - done.since).count());
+        const double seconds = std::chrono::duration<double>(committed_at - done.since).count();
+        figures_.commit.add(seconds);
+        commit_us_ += (1e6 * seconds - commit_us_) / commits_averaged;
         if (!done.target) continue;
         const auto from = acks.end() - static_cast<ptrdiff_t>(std::min(acks.size(), acks_searched));
         const auto same = std::find_if(from, acks.end(), [&](const auto& ack) { return ack.first == done.target; });

@@ -56,7 +56,8 @@ struct ShardHostConfig {
     /// and at most the other. A hand-over waits for two of them, so where a read is short they follow soon.
     uint32_t list_spacing_min_ms = 5, list_spacing_ms = 50;
     /// Under load a round of the host waits for so long since the last one began, as a group of the journal does: what
-    /// comes in one round shares its write, its messages and the threads that are woken. 0: never.
+    /// comes in one round shares its write, its messages and the threads that are woken. Up to gather_stretch_max times
+    /// as long where commits take so long already that it does not show. 0: never.
     uint32_t gather_us = limits::group_gather_us;
     std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
     /// Whether a hand-over by wish to that node, which could be now, should wait: a tool call that must not be lost is
@@ -228,6 +229,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     uint64_t tokens_ = 0;                               // host thread
     Round round_;                                       // host thread
     std::chrono::steady_clock::time_point taken_at_{};  // host thread: when the last round began
+    double commit_us_ = 0;                              // host thread: mean of the last commits
     double inputs_per_us_ = 0;                          // host thread: over the last few rounds
     bool full_ = false;                                 // host thread: as the members were told
     bool placed_ = false;                               // host thread: a place has changed in this round
