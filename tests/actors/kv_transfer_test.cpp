@@ -129,7 +129,11 @@ struct Two {
         if (change) change(one.request);
         log.push_back(one.request);
         Node& node = one.to == first.uuid ? first : second;
-        node.transfer->serve(std::move(one.request), std::make_shared<Reply>(std::move(one.done)));
+        auto done = [this, done = std::move(one.done)](Result<std::string> answer) {
+            if (answered) answered();
+            done(std::move(answer));
+        };
+        node.transfer->serve(std::move(one.request), std::make_shared<Reply>(std::move(done)));
         settle();
     }
     void deliver_all(const std::function<void(std::string&)>& change = {}) {
@@ -165,7 +169,8 @@ struct Two {
     std::deque<Asked> wire;
     std::vector<std::string> log;
     uint64_t requests = 0;
-    bool cut = false;  // nothing arrives
+    bool cut = false;                // nothing arrives
+    std::function<void()> answered;  // at the moment of an answer
     Node first, second;
 };
 
@@ -446,7 +451,17 @@ TEST_CASE("kv transfer: where the host's memory is full blocks go to the disk, a
     const auto mine = session_of(1);
     const auto said = two.first.ask(mine, long_text)->result()->text;
     const auto stays = two.first.usage(mine, long_text);
+    size_t answers = 0, pending = 0;
+    two.answered = [&] {
+        two.second.models.read_models([&](const std::vector<ModelInfo>& infos) {
+            ++answers;
+            pending += infos.at(0).stores_pending;
+        });
+    };
     two.move();
+    two.answered = {};
+    CHECK(answers > 1);
+    CHECK(pending == 0);  // no answer before what went to the disk is there: so nothing piles up
     const auto sent = outcome(two.first, KvOutcome::taken);
     CHECK(sent > 4);
     CHECK(two.second.info().scheduler.pool.host_blocks == 2);

@@ -266,6 +266,8 @@ class World {
     std::set<std::pair<uint8_t, uint8_t>> cut;
     std::map<SessionKey, uint64_t> acknowledged;
     uint64_t lives = 0;
+    std::atomic<bool> busy{false};  // with something that had better end before a hand-over
+    std::atomic<uint64_t> asked_busy{0}, asked_wrong{0};
 };
 
 HostNode::HostNode(World& world, uint8_t number_, const std::filesystem::path& path, uint8_t disk_number)
@@ -285,6 +287,12 @@ HostNode::HostNode(World& world, uint8_t number_, const std::filesystem::path& p
     host_config.replication = world.settings;
     host_config.lease_ms = lease_ms;
     host_config.list_spacing_ms = 5;
+    host_config.hand_over_hold_ms = 60'000;  // tests let go themselves
+    host_config.busy = [&world, me = self.name.node](ShardId, const NodeUuid& to) {
+        ++world.asked_busy;
+        world.asked_wrong += to == me || to == NodeUuid{};
+        return world.busy.load();
+    };
     host_config.send = [&world, me = number](const NodeUuid& to, std::vector<ReplicationMessage> messages) {
         world.send(me, to, std::move(messages));
     };
@@ -405,6 +413,29 @@ TEST_CASE("shard host: a node that leaves hands over what it leads, under writes
     leaving.join();
     CHECK(handed);
     for (uint16_t shard = 0; shard < shard_count; ++shard) CHECK_FALSE(world.nodes.at(1)->epoch_of(ShardId{shard}));
+    world.check_all_copies();
+}
+
+TEST_CASE("shard host: a hand-over waits for what is under way from the moment of the wish, and the shard is served") {
+    World world;
+    const auto keys = some_sessions(8);
+    for (const auto& key : keys) world.turn(key);
+    HostNode& leader = *world.nodes.at(1);
+    std::vector<ShardId> led;
+    for (uint16_t shard = 0; shard < shard_count; ++shard)
+        if (leader.epoch_of(ShardId{shard})) led.push_back(ShardId{shard});
+    REQUIRE_FALSE(led.empty());
+    world.busy = true;
+    std::atomic<bool> handed{false};
+    std::thread leaving([&] { handed = leader.host->hand_over_all(20'000); });
+    CHECK(eventually([&] { return world.asked_busy >= 4 * led.size(); }));
+    for (const auto& key : keys) world.turn(key);
+    for (const ShardId shard : led) CHECK(leader.epoch_of(shard));
+    world.busy = false;
+    leaving.join();
+    CHECK(handed);
+    CHECK(world.asked_wrong == 0);
+    for (const ShardId shard : led) CHECK_FALSE(leader.epoch_of(shard));
     world.check_all_copies();
 }
 

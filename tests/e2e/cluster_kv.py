@@ -2,13 +2,20 @@
 """Sessions that move with a warm KV cache, between real nodes and with the shipped small model: what was computed is not
 computed again, the words are those of a session that never moved, and whatever does not arrive is computed."""
 import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
 import time
 
 from cluster_harness import Cluster, shard_of
 from harness import ROOT, Daemon, check, note, run, wait_until
-from inference import AGENT, MODEL, ask, computed, metric, words
+from inference import AGENT, MODEL, ask, computed, metric, words, write_llama
 
 SHARDS = 12
+MOVES = 9  # of figure()
 BARE = "bare"  # the same model without tiers
 AGENTS = {"small": AGENT, BARE: AGENT.replace('"small"', '"%s"' % BARE).replace('"mainstay_tiny"', '"%s"' % BARE)}
 MODELS = {"mainstay_tiny": MODEL, BARE: MODEL.replace('name = "mainstay_tiny"', 'name = "%s"' % BARE)
@@ -44,6 +51,10 @@ def migrate(cluster, conversation, source, target):
 
 def transferred(node, outcome, model="mainstay_tiny"):
     return metric(node, r'mainstay_model_kv_transfer_blocks_total\{model="%s",outcome="%s"\}' % (model, outcome))
+
+
+def sent_bytes(node, model):
+    return metric(node, r'mainstay_model_kv_transfer_bytes_total\{direction="sent",model="%s"\}' % model)
 
 
 def held(node, model="mainstay_tiny"):
@@ -129,5 +140,54 @@ def warm_sessions_move():
         cluster.close()
 
 
+def figure():
+    """By hand: what a move of a session with a warm cache costs, and what its next turn does, with tiers and without (docs/BENCHMARKS_CLUSTER.md)."""
+    weights = tempfile.mkdtemp(prefix="mainstay-kv-figure-")
+    try:
+        write_llama(os.path.join(weights, "model"), hidden=288, layers=6, heads=6, kv=6, feed_forward=768, context=1024)
+        text = 'name = "%s"\ndevice = "neuron_core_sim"\npath = "' + os.path.join(weights, "model") + '"\ncontext_window = 1024\n[kv]\n%s'
+        models = {"warm": text % ("warm", 'disk = "64MB"\n'), BARE: text % (BARE, 'host = "0B"\ndisk = "0B"\n')}
+        cluster = Cluster({}, models, shards=SHARDS)
+        first, second, third = cluster.nodes
+        try:
+            cluster.start()
+            cluster.wait_in_sync()
+            for model in models:
+                rows = []
+                for number in range(MOVES):
+                    session = led_by(cluster, first)
+                    begun = ("%d " % number) + "".join(random.Random(number).choice("abcdefgh ") for _ in range(880))
+                    ask(first, begun, session, model, max_output_tokens=16, temperature=0)
+                    time.sleep(1.2)
+                    sent = sent_bytes(first, model)
+                    took, stop = [], threading.Event()
+
+                    def read():
+                        while not stop.is_set():
+                            since = time.monotonic()
+                            third.items(session)
+                            took.append(time.monotonic() - since)
+                    reader = threading.Thread(target=read)
+                    reader.start()
+                    time.sleep(0.3)
+                    since = time.monotonic()
+                    migrate(cluster, session, first, second)
+                    moved = time.monotonic() - since
+                    stop.set()
+                    reader.join()
+                    since = time.monotonic()
+                    turn = ask(second, "go on", session, model, max_output_tokens=16, temperature=0)
+                    answered = time.monotonic() - since
+                    time.sleep(1.2)
+                    rows.append((sent_bytes(first, model) - sent, moved, max(took),
+                                 computed(turn), turn["usage"]["input_tokens"], answered))
+                for what, column in zip(("bytes sent", "wish to leader s", "longest read s", "computed", "of tokens", "next turn s"), zip(*rows)):
+                    note("%-5s %-17s median %10.3f  largest %10.3f" % (model, what, statistics.median(column), max(column)))
+        finally:
+            cluster.close()
+    finally:
+        shutil.rmtree(weights, True)
+
+
 if __name__ == "__main__":
-    run(warm_sessions_move)
+    run(*[figure] if "--figure" in sys.argv else [warm_sessions_move])
