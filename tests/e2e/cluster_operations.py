@@ -169,7 +169,7 @@ def adopted():
         begun = time.monotonic()
         cluster.wait_served()
         # A third copy is let in after its time of good behaviour; two are what an acknowledgement wants.
-        wait_until("two copies of every shard", lambda: cluster_upgrade.in_sync(cluster, 2), 60, 0.2)
+        wait_until("two copies of every shard", lambda: cluster_upgrade.in_sync(cluster, 2), 120, 0.2)
         note("two copies of everything %.1f s after the others' start" % (time.monotonic() - begun))
 
         for node in cluster.nodes:
