@@ -30,7 +30,8 @@ namespace {
 
 constexpr TimeMs asked_within_ms = 1000;  // who asks later asks about another hand-over
 constexpr uint32_t forget_timeout_ms = 5'000;
-constexpr int rounds_max = 3;  // what was computed while blocks were sent is sent after them
+constexpr size_t forget_waiting_max = 64 * 1024;  // sessions, for one node; its tiers' caps bound what is left
+constexpr int rounds_max = 3;                     // what was computed while blocks were sent is sent after them
 
 TimeMs now_ms(const Clock& clock) { return TimeMs(clock.monotonic_ns() / 1'000'000); }
 
@@ -139,7 +140,8 @@ class KvTransfer::Worker {
     void finish(const MovePtr& move);
     void leave(Move& move, KvOutcome why);
     uint32_t time_left(const Move& move) const;
-    void forget(const NodeUuid& to, std::vector<SessionKey> sessions);
+    void forget(const NodeUuid& to, const std::vector<SessionKey>& sessions);
+    void forget_some(const NodeUuid& to);
     void ask_node(const NodeUuid& to, std::string request, uint32_t timeout_ms,
                   std::function<void(Result<std::string>)> done) {
         moves_->outside([&] { config_.ask(to, std::move(request), std::max(1u, timeout_ms), std::move(done)); });
@@ -150,6 +152,12 @@ class KvTransfer::Worker {
     const std::shared_ptr<Moves> moves_;
     std::deque<MovePtr> waiting_;
     std::vector<MovePtr> active_;
+    bool starting_ = false;  // the waiting ones: by the first that has ended, not within one another
+    struct Forgetting {
+        std::deque<SessionKey> sessions;
+        bool under_way = false;
+    };
+    std::map<NodeUuid, Forgetting> forgetting_;
 };
 
 // --- to another node -------------------------------------------------------------------------------------------------
@@ -333,17 +341,19 @@ void KvTransfer::Worker::finish(const MovePtr& move) {
     if (move->taken_blocks > 0)
         spdlog::info("shard {}: {} KV blocks, {} bytes, went ahead", move->shard.value, move->taken_blocks,
                      move->taken_bytes);
-    if (!move->deleted.empty()) forget(move->to, std::move(move->deleted));
+    if (!move->deleted.empty()) forget(move->to, move->deleted);
     std::erase(active_, move);
     moves_->done(move->shard, move->number);
     moves_->outside([&] {
         if (config_.moved) config_.moved();
     });
+    if (std::exchange(starting_, true)) return;
     while (active_.size() < limits::kv_moves_max && !waiting_.empty()) {
         const MovePtr next = std::move(waiting_.front());
         waiting_.pop_front();
         start(next);
     }
+    starting_ = false;
 }
 
 // --- from another node -----------------------------------------------------------------------------------------------
@@ -394,8 +404,28 @@ void KvTransfer::Worker::serve(const std::string& request, const std::shared_ptr
 
 // --- deleted sessions ------------------------------------------------------------------------------------------------
 
-void KvTransfer::Worker::forget(const NodeUuid& to, std::vector<SessionKey> sessions) {
-    ask_node(to, encode_kv_forget({std::move(sessions)}), forget_timeout_ms, [](Result<std::string>) {});
+/// One message for each node at a time: deletions come in bursts, and calls are others' too.
+void KvTransfer::Worker::forget(const NodeUuid& to, const std::vector<SessionKey>& sessions) {
+    Forgetting& one = forgetting_[to];
+    one.sessions.insert(one.sessions.end(), sessions.begin(), sessions.end());
+    while (one.sessions.size() > forget_waiting_max) one.sessions.pop_front();
+    if (!one.under_way) forget_some(to);
+}
+
+void KvTransfer::Worker::forget_some(const NodeUuid& to) {
+    Forgetting& one = forgetting_[to];
+    one.under_way = !one.sessions.empty();
+    if (!one.under_way) {
+        forgetting_.erase(to);
+        return;
+    }
+    KvForget some;
+    while (!one.sessions.empty() && some.sessions.size() < limits::kv_message_blocks_max) {
+        some.sessions.push_back(one.sessions.front());
+        one.sessions.pop_front();
+    }
+    ask_node(to, encode_kv_forget(some), forget_timeout_ms,
+             here<std::string>([this, to](const Result<std::string>&) { forget_some(to); }));
 }
 
 void KvTransfer::Worker::session_deleted(const SessionKey& session) {

@@ -136,6 +136,15 @@ def warm_sessions_move():
         check(words(bare) == expected[3][0] and computed(bare) > expected[3][1], "without tiers it says the same, computed",
               bare["usage"], expected[3])
         check(not any(metric(node, "mainstay_model_kv_load_failures_total") for node in (first, second)), "nothing was damaged")
+
+        # A node that stops hands over with everything; of these words nobody else has computed any.
+        session = led_by(cluster, first)
+        for text in ("how much are 12 tozek?", "what is 31 + 8?", "tell me a joke"):
+            ask(first, text, session)
+        check(first.stop() == 0, "exit 0")
+        heir = cluster.leader(session)
+        turn = ask(heir, "hello", session)
+        check(turn["usage"]["input_tokens"] > 150 and computed(turn) < 40, "after a planned stop, too, new tokens only", turn["usage"])
     finally:
         cluster.close()
 
