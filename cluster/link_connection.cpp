@@ -5,6 +5,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "cluster/link_stream.h"
 #include "runtime/base/limits.h"
 
 namespace mainstay {
@@ -100,7 +101,7 @@ LinkConnection::LinkConnection(LinkContext& context, LinkEnd end, kj::Own<kj::As
       end_(end),
       user_(user),
       self_(std::make_shared<LinkConnection*>(this)),
-      stream_(kj::mv(stream)),
+      stream_(kj::heap<GatheringStream>(kj::mv(stream))),
       network_(*stream_,
                end == LinkEnd::accepted ? capnp::rpc::twoparty::Side::SERVER : capnp::rpc::twoparty::Side::CLIENT,
                reader_options()),
