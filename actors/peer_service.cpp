@@ -136,7 +136,8 @@ std::string PeerService::entities_request(const std::vector<std::string>& entiti
 }
 
 void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {
-    Link* link = link_();
+    const std::lock_guard lock(mutex_);
+    Link* link = stopped_ ? nullptr : link_();
     if (!link) return done(not_told(ToolOutcome::Kind::failed, ErrorCode::misdirected, "the cluster is not joined"));
     auto answer = std::make_shared<std::string>();
     link->call(
@@ -156,7 +157,8 @@ void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std
 }
 
 void PeerService::give_entities(const NodeUuid& to, const std::vector<std::string>& entities) {
-    Link* link = link_();
+    const std::lock_guard lock(mutex_);
+    Link* link = stopped_ ? nullptr : link_();
     if (!link) return;
     size_t from = 0;
     while (from < entities.size()) {

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,11 @@ class PeerService {
   public:
     /// Both outlive it. `link` gives null before the cluster is joined.
     PeerService(NodeContext& node, std::function<Link*()> link) : node_(node), link_(std::move(link)) {}
+    /// The link is not used any more when this returns, though actors may still ask: it may be ended.
+    void stop() {
+        const std::lock_guard lock(mutex_);
+        stopped_ = true;
+    }
 
     /// A call of kind `shard` of another node. An answer follows at once or when the memory's record is committed.
     void serve(const std::string& request, std::shared_ptr<CallReply> reply);
@@ -35,6 +41,8 @@ class PeerService {
   private:
     NodeContext& node_;
     const std::function<Link*()> link_;
+    std::mutex mutex_;  // held while the link is used
+    bool stopped_ = false;
 };
 
 }  // namespace mainstay

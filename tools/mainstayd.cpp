@@ -466,6 +466,7 @@ int serve(const Settings& settings) {
         }
     }
     if (kv_transfer) kv_transfer->stop();
+    if (peers) peers->stop();
     if (cluster) cluster->stop();
     {
         EndWithin patience(store, stop_seconds);
