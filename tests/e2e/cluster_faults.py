@@ -33,7 +33,7 @@ from harness import BIN, CREATED, Failed, Lost, agent, check, ledger_tools, note
 
 options = None
 LEASE = 2.0
-HEALTHY_WITHIN = 30  # seconds; a take-over is 2 to 3 of them, links that come back up to 2
+HEALTHY_WITHIN = 60  # seconds, for what hangs: a take-over is 2 to 3 of them, links that come back up to 2
 
 
 def agents_and_models(ledger):

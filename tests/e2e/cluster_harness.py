@@ -570,7 +570,7 @@ class Cluster:
             raise Failed("not healthy after %.0f s: %s" % (patience, self.sick()))
         return time.monotonic() - begun
 
-    def wait_in_sync(self, patience=90):
+    def wait_in_sync(self, patience=180):
         """Until every shard has all of its copies in sync; the seconds."""
         begun = time.monotonic()
 
