@@ -38,13 +38,6 @@ struct ClusterStatus {
     std::vector<std::string> problems;  // for people, the worst first
 };
 
-/// Why something was placed or moved as it was.
-struct PlacementDecision {
-    TimeMs at = 0;  // wall clock
-    ShardId shard;
-    std::string what, why;  // "target node-2", "node-1 drains"
-};
-
 class ClusterAdmin {
   public:
     virtual ~ClusterAdmin() = default;

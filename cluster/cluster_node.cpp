@@ -13,7 +13,6 @@
 namespace mainstay {
 namespace {
 
-constexpr size_t decisions_kept = 4096;
 constexpr uint32_t coordinator_retry_ms = 250;
 constexpr size_t problems_shown = 16;
 
@@ -35,6 +34,10 @@ int64_t certificate_seconds(const ClusterSettings& settings) {
 }
 
 Error unavailable(const std::string& why) { return {ErrorCode::coordinator_unavailable, why, {}}; }
+
+void log_decision(const PlacementDecision& decision) {
+    spdlog::info("shard {}: {}: {}", decision.shard.value, decision.what, decision.why);
+}
 
 PlacementDecision decision_of(const ForcedLead& forced) {
     std::string in_sync;
@@ -218,19 +221,13 @@ void ClusterNode::plan(const ClusterView& view) {
     for (auto* steps : {&made.births, &made.steps})
         for (auto& step : *steps) {
             ++placing_;
+            step.change.decision = step.decision;
             host_.change(std::move(step.change),
-                         [this, decision = std::move(step.decision)](const ChangeAnswer& answer) mutable {
-                             if (answer.outcome == ChangeOutcome::ok) decided(std::move(decision));
+                         [this, decision = std::move(step.decision)](const ChangeAnswer& answer) {
+                             if (answer.outcome == ChangeOutcome::ok) log_decision(decision);
                              if (--placing_ == 0) host_.look();
                          });
         }
-}
-
-void ClusterNode::decided(PlacementDecision decision) {
-    spdlog::info("shard {}: {}: {}", decision.shard.value, decision.what, decision.why);
-    std::lock_guard lock(decisions_mutex_);
-    decisions_.push_front(std::move(decision));
-    if (decisions_.size() > decisions_kept) decisions_.pop_back();
 }
 
 // --- what people ask ------------------------------------------------------------------------------------------------
@@ -353,21 +350,17 @@ void ClusterNode::nodes(Answer<std::vector<ClusterNodeInfo>> done) { done(node_i
 void ClusterNode::shards(Answer<std::vector<ClusterShardInfo>> done) { done(shard_infos()); }
 
 void ClusterNode::decisions(std::optional<ShardId> shard, size_t limit, Answer<std::vector<PlacementDecision>> done) {
-    std::vector<PlacementDecision> out;
-    if (const auto view = host_.view())
-        for (const auto& forced : view->forced)
-            if (!shard || forced.shard == *shard) out.push_back(decision_of(forced));
-    const auto newest_first = [](const PlacementDecision& a, const PlacementDecision& b) { return a.at > b.at; };
-    std::stable_sort(out.begin(), out.end(), newest_first);
-    const auto forced = static_cast<ptrdiff_t>(out.size());
-    {
-        std::lock_guard lock(decisions_mutex_);
-        for (const auto& decision : decisions_)
-            if (!shard || decision.shard == *shard) out.push_back(decision);
-    }
-    std::inplace_merge(out.begin(), out.begin() + forced, out.end(), newest_first);
-    out.resize(std::min(out.size(), limit));
-    done(std::move(out));
+    host_.ask([this, shard, limit, done = std::move(done)](ClusterCoordinator& coordinator) {
+        auto out = coordinator.decisions(shard, limit);
+        if (!out) return done(unavailable(out.error().message));
+        if (const auto view = host_.view())
+            for (const auto& forced : view->forced)
+                if (!shard || forced.shard == *shard) out->push_back(decision_of(forced));
+        std::stable_sort(out->begin(), out->end(),
+                         [](const PlacementDecision& a, const PlacementDecision& b) { return a.at > b.at; });
+        out->resize(std::min(out->size(), limit));
+        done(std::move(*out));
+    });
 }
 
 void ClusterNode::drain(const NodeUuid& node, bool on, Answer<ClusterNodeInfo> done) {
@@ -390,14 +383,16 @@ void ClusterNode::drain(const NodeUuid& node, bool on, Answer<ClusterNodeInfo> d
 void ClusterNode::change_record(ShardChange change, ShardId shard, std::string what, std::string why,
                                 Answer<ClusterShardInfo> done) {
     const ShardRecord desired = change.desired;
-    host_.change(std::move(change), [this, shard, desired, what = std::move(what), why = std::move(why),
+    if (!what.empty()) change.decision = {SystemClock().now_ms(), shard, std::move(what), std::move(why)};
+    const auto decision = change.decision;
+    host_.change(std::move(change), [this, shard, desired, decision,
                                      done = std::move(done)](const ChangeAnswer& answer) {
         host_.look();
         if (answer.outcome == ChangeOutcome::unknown)
             return done(unavailable("it is not known whether the coordinator took it: look, then ask again"));
         if (answer.outcome == ChangeOutcome::conflict)
             return done(Error{ErrorCode::conflict, "the shard's record changed meanwhile: look, then ask again", {}});
-        if (!what.empty()) decided({SystemClock().now_ms(), shard, what, why});
+        if (decision) log_decision(*decision);
         ClusterShardInfo info;
         info.record = desired;
         info.record.config_version = answer.config_version;

@@ -6,10 +6,8 @@
 // Order of life: make(), which reads the certificates and asks etcd what the cluster is like; the store is opened with
 // that; then a ClusterNode, start(), and at the end leave() and stop().
 
-#include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -97,7 +95,6 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     void call(const NodeUuid& from, CallKind kind, std::string request, std::shared_ptr<CallReply> reply) override;
 
     void plan(const ClusterView& view);
-    void decided(PlacementDecision decision);
     std::vector<ClusterNodeInfo> node_infos() const;
     std::vector<ClusterShardInfo> shard_infos() const;
     void change_record(ShardChange change, ShardId shard, std::string what, std::string why,
@@ -113,9 +110,6 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     PlacementSelf self_;      // host's thread
     PlacementWatch watch_;    // host's thread
     std::atomic<size_t> placing_{0};
-
-    mutable std::mutex decisions_mutex_;
-    std::deque<PlacementDecision> decisions_;  // newest first
 };
 
 }  // namespace mainstay

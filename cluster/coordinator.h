@@ -20,6 +20,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/base/clock.h"
 #include "runtime/base/id.h"
 #include "runtime/base/result.h"
 
@@ -103,13 +104,22 @@ struct ForcedLead {
     friend bool operator==(const ForcedLead&, const ForcedLead&) = default;
 };
 
+/// Why something was placed or moved as it was.
+struct PlacementDecision {
+    TimeMs at = 0;  // wall clock
+    ShardId shard;
+    std::string what, why;  // "target node-2", "node-1 drains"; UTF-8
+    friend bool operator==(const PlacementDecision&, const PlacementDecision&) = default;
+};
+
 /// A compare-and-set: all conditions are compared and the record is replaced in one transaction.
 struct ShardChange {
-    uint64_t expected_version = 0;     // config_version that the record has; 0: there is no record
-    ShardRecord desired;               // its config_version is ignored
-    std::optional<Incarnation> gone;   // has no lease
-    std::vector<Incarnation> present;  // each has one
-    std::optional<ForcedLead> forced;  // kept for ever, in the same transaction
+    uint64_t expected_version = 0;              // config_version that the record has; 0: there is no record
+    ShardRecord desired;                        // its config_version is ignored
+    std::optional<Incarnation> gone;            // has no lease
+    std::vector<Incarnation> present;           // each has one
+    std::optional<ForcedLead> forced;           // kept for ever, in the same transaction
+    std::optional<PlacementDecision> decision;  // likewise, for a week at least; of the desired shard
 };
 
 enum class ChangeOutcome : uint8_t {
@@ -151,6 +161,9 @@ class ClusterCoordinator : public Coordinator {
     /// All records and all leases. Linearizable: sees every change whose answer was given before the call.
     virtual Result<ClusterView> list() = 0;
     virtual ChangeAnswer change(const ShardChange& change) = 0;
+    /// The newest `limit` decisions that are kept with changes, newest first, of one shard or all. Not part of list():
+    /// they are for people.
+    virtual Result<std::vector<PlacementDecision>> decisions(std::optional<ShardId> shard, size_t limit) = 0;
     /// Called on any thread when something may have changed; may be late, doubled or missing.
     virtual void on_hint(std::function<void()> callback) = 0;
 };

@@ -211,8 +211,8 @@ Result<ClusterMeta> EtcdCoordinator::meta(const ClusterMeta& if_absent) {
     return meta;
 }
 
-Result<int64_t> EtcdCoordinator::grant(EtcdDeadline deadline) {
-    const json::object body{{"TTL", number((int64_t{settings_.lease_ms} + 999) / 1000)}};
+Result<int64_t> EtcdCoordinator::grant(int64_t seconds, EtcdDeadline deadline) {
+    const json::object body{{"TTL", number(seconds)}};
     // One whose answer was lost holds nothing and expires.
     const EtcdAnswer answer = client_.post("/v3/lease/grant", body, EtcdClient::Repeat::allowed, deadline);
     if (!answer.done()) return unavailable(answer.problem);
@@ -246,7 +246,7 @@ Result<void> EtcdCoordinator::join() {
         }
     }
     if (candidate_ == 0) {
-        const auto granted = grant(until);
+        const auto granted = grant((int64_t{settings_.lease_ms} + 999) / 1000, until);
         if (!granted) return granted.error();
         candidate_ = *granted;
     }
@@ -300,6 +300,17 @@ Result<void> EtcdCoordinator::set_draining(const NodeUuid& node, bool draining) 
 
 // --- records --------------------------------------------------------------------------------------------------------
 
+int64_t EtcdCoordinator::trail_lease(EtcdDeadline deadline) {
+    constexpr int64_t day_s = 86'400;
+    const std::lock_guard lock(trail_lock_);
+    const auto now = steady_clock::now();
+    if (trail_lease_ != 0 && now - trail_since_ < std::chrono::seconds(day_s)) return trail_lease_;
+    const auto granted = grant(settings_.trail_days * day_s, deadline);
+    if (!granted) return 0;
+    trail_since_ = now;
+    return trail_lease_ = *granted;
+}
+
 ChangeAnswer EtcdCoordinator::change(const ShardChange& change) {
     const ShardRecord& desired = change.desired;
     INVARIANT(desired.in_sync.size() <= limits::replicas_max && desired.replicas.size() <= limits::replicas_max &&
@@ -313,14 +324,49 @@ ChangeAnswer EtcdCoordinator::change(const ShardChange& change) {
     json::array puts{json::object{{"request_put", put(key, to_json(desired))}}};
     if (const auto& forced = change.forced)
         puts.push_back(json::object{{"request_put", put(forced_key(*forced), to_json(*forced))}});
+    const EtcdDeadline until = deadline();
+    if (const auto& decision = change.decision) {
+        // One change at most finds this version. A change does not fail for want of its reason.
+        const std::string at =
+            trail_prefix() + std::to_string(desired.shard.value) + "/" + std::to_string(change.expected_version);
+        if (const int64_t lease = trail_lease(until); lease != 0)
+            puts.push_back(json::object{{"request_put", put(at, to_json(*decision), lease)}});
+    }
     const json::object body{{"compare", std::move(compare)}, {"success", std::move(puts)}};
-    const EtcdAnswer answer = client_.post("/v3/kv/txn", body, EtcdClient::Repeat::never, deadline());
+    const EtcdAnswer answer = client_.post("/v3/kv/txn", body, EtcdClient::Repeat::never, until);
     // Even a refusal is no conflict: the record may be as expected, and the caller must not take it for moved.
-    if (!answer.done()) return {ChangeOutcome::unknown, 0, answer.problem};
+    if (!answer.done()) {
+        const std::lock_guard lock(trail_lock_);
+        trail_lease_ = 0;  // an etcd that was restored does not know it, and refuses all that hangs on it
+        return {ChangeOutcome::unknown, 0, answer.problem};
+    }
     const int64_t revision = revision_of(answer.body);
     if (revision <= 0) return {ChangeOutcome::unknown, 0, "an answer without a revision"};
     if (!flag_in(answer.body, "succeeded")) return {ChangeOutcome::conflict, 0, {}};
     return {ChangeOutcome::ok, static_cast<uint64_t>(revision), {}};
+}
+
+Result<std::vector<PlacementDecision>> EtcdCoordinator::decisions(std::optional<ShardId> shard, size_t limit) {
+    const std::string prefix = trail_prefix() + (shard ? std::to_string(shard->value) + "/" : "");
+    const json::object body{{"key", to_base64(prefix)},
+                            {"range_end", to_base64(end_of(prefix))},
+                            {"sort_order", "DESCEND"},
+                            {"sort_target", "MOD"},
+                            {"limit", number(static_cast<int64_t>(limit))}};
+    const EtcdAnswer answer = client_.post("/v3/kv/range", body, EtcdClient::Repeat::allowed, deadline());
+    if (!answer.done()) return unavailable(answer.problem);
+    std::vector<PlacementDecision> out;
+    for (const auto& given : array_in(answer.body, "kvs")) {
+        const auto pair = pair_of(given);
+        if (!pair || !pair->key.starts_with(prefix)) return strange("readable pairs");
+        const std::string_view name = std::string_view(pair->key).substr(trail_prefix().size());
+        const auto number = shard_from_text(name.substr(0, name.find('/')));
+        auto decision = placement_decision_from_json(pair->key, pair->value);
+        if (!number || !decision) continue;  // only told to people, as a forced lead
+        decision->shard = ShardId(*number);
+        out.push_back(std::move(*decision));
+    }
+    return out;
 }
 
 Result<ShardRecord> EtcdCoordinator::ownership(ShardId shard) {
@@ -374,7 +420,7 @@ Result<void> EtcdCoordinator::take_pair(const std::string& key, const std::strin
 Result<bool> EtcdCoordinator::list_page(std::string& from, int64_t& revision, bool& more, ClusterView& view,
                                         EtcdDeadline deadline) {
     json::object body{
-        {"key", to_base64(from)}, {"range_end", to_base64(end_of(prefix_))}, {"limit", number(settings_.page_keys)}};
+        {"key", to_base64(from)}, {"range_end", to_base64(listed_end())}, {"limit", number(settings_.page_keys)}};
     if (revision != 0) body["revision"] = number(revision);
     const EtcdAnswer answer = client_.post("/v3/kv/range", body, EtcdClient::Repeat::allowed, deadline);
     if (revision != 0 && answer.kind == EtcdAnswer::Kind::refused && answer.code == code_out_of_range) return false;
@@ -442,11 +488,11 @@ bool EtcdCoordinator::watch_once() {
     // A watch begins at the present, never where the last one ended: a hint says "read again", which makes up for all
     // that was missed, and the past may be compacted, or be another etcd's that was restored from a backup.
     const json::object present{
-        {"key", to_base64(prefix_)}, {"range_end", to_base64(end_of(prefix_))}, {"count_only", true}};
+        {"key", to_base64(prefix_)}, {"range_end", to_base64(listed_end())}, {"count_only", true}};
     const EtcdAnswer now = client_.post("/v3/kv/range", present, EtcdClient::Repeat::allowed, deadline());
     if (!now.done()) return false;
     json::object create{{"key", to_base64(prefix_)},
-                        {"range_end", to_base64(end_of(prefix_))},
+                        {"range_end", to_base64(listed_end())},
                         {"start_revision", number(revision_of(now.body) + 1)}};
     bool came_up = false;
     client_.stream(watch_connection_, "/v3/watch", json::object{{"create_request", std::move(create)}},

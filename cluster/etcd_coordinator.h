@@ -34,6 +34,7 @@ struct EtcdSettings {
     uint32_t lease_ms = limits::node_lease_ms;  // etcd counts in seconds: rounded up
     uint32_t request_timeout_ms = limits::coordinator_request_timeout_ms;
     uint32_t page_keys = limits::coordinator_answer_bytes_max / 4096;  // of a list; no value of ours is as large
+    uint32_t trail_days = 8;             // so long are decisions kept, or a day less; then etcd forgets them
     uint32_t watch_silence_ms = 30'000;  // then the watch is opened anew, perhaps elsewhere
 };
 
@@ -57,6 +58,7 @@ class EtcdCoordinator final : public ClusterCoordinator {
     Result<void> set_draining(const NodeUuid& node, bool draining) override;
     Result<ClusterView> list() override;
     ChangeAnswer change(const ShardChange& change) override;
+    Result<std::vector<PlacementDecision>> decisions(std::optional<ShardId> shard, size_t limit) override;
     void on_hint(std::function<void()> callback) override;
 
   private:
@@ -65,10 +67,15 @@ class EtcdCoordinator final : public ClusterCoordinator {
     std::string node_key(const Incarnation& incarnation) const;
     std::string shard_key(ShardId shard) const;
     std::string forced_key(const ForcedLead& forced) const;
+    std::string trail_prefix() const { return prefix_ + "trail/"; }
+    /// Of everything but the trail, which is read when somebody asks for it.
+    std::string listed_end() const { return trail_prefix(); }
+    /// The lease that new decisions hang on; 0: none can be had now.
+    int64_t trail_lease(EtcdDeadline deadline);
     EtcdDeadline deadline() const;
     /// The time that a lease has left in seconds, prolonged; 0: there is no such lease.
     Result<int64_t> prolong(int64_t lease, EtcdDeadline deadline);
-    Result<int64_t> grant(EtcdDeadline deadline);
+    Result<int64_t> grant(int64_t seconds, EtcdDeadline deadline);
     EtcdAnswer revoke(int64_t lease, EtcdDeadline deadline);
     /// Revision 0: as it is now; then `revision` is set to that of the answer. False: compacted, begin again.
     Result<bool> list_page(std::string& from, int64_t& revision, bool& more, ClusterView& view, EtcdDeadline deadline);
@@ -87,6 +94,10 @@ class EtcdCoordinator final : public ClusterCoordinator {
     // an earlier request of ours may still put it there, so it is used again rather than replaced.
     int64_t candidate_ = 0;                 // under join_lock_
     std::atomic<int64_t> joined_lease_{0};  // 0: none
+
+    std::mutex trail_lock_;
+    int64_t trail_lease_ = 0;                            // under trail_lock_
+    std::chrono::steady_clock::time_point trail_since_;  // likewise
 
     std::mutex hint_lock_;
     std::condition_variable stopping_;

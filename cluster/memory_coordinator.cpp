@@ -64,7 +64,15 @@ ChangeAnswer MemoryCluster::change(const ShardChange& change) {
     if (on_change_) on_change_(before, after);
     records_[after.shard] = std::move(after);
     if (change.forced) forced_.push_back(*change.forced);
+    if (change.decision) decisions_.push_back(*change.decision);
     return {ChangeOutcome::ok, revision_, {}};
+}
+
+std::vector<PlacementDecision> MemoryCluster::decisions(std::optional<ShardId> shard, size_t limit) const {
+    std::vector<PlacementDecision> out;
+    for (auto one = decisions_.rbegin(); one != decisions_.rend() && out.size() < limit; ++one)
+        if (!shard || one->shard == *shard) out.push_back(*one);
+    return out;
 }
 
 ClusterView MemoryCluster::list() const {

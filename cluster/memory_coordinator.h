@@ -34,6 +34,7 @@ class MemoryCluster {
     const ShardRecord* record(ShardId shard) const;
     bool live(const Incarnation& incarnation) const;
     ClusterView list() const;
+    std::vector<PlacementDecision> decisions(std::optional<ShardId> shard, size_t limit) const;
     size_t leases() const { return leases_.size(); }
     /// Sees each change that took effect: the record before (nothing for the first) and after.
     void on_change(std::function<void(const ShardRecord* before, const ShardRecord& after)> callback) {
@@ -55,6 +56,7 @@ class MemoryCluster {
     std::map<Key, Lease> leases_;
     std::set<NodeUuid> draining_;
     std::vector<ForcedLead> forced_;
+    std::vector<PlacementDecision> decisions_;  // oldest first
     std::optional<ClusterMeta> meta_;
     std::function<void(const ShardRecord*, const ShardRecord&)> on_change_;
 };
@@ -82,6 +84,9 @@ class MemoryCoordinator final : public ClusterCoordinator {
     Result<void> set_draining(const NodeUuid& node, bool draining) override;
     Result<ClusterView> list() override;
     ChangeAnswer change(const ShardChange& change) override;
+    Result<std::vector<PlacementDecision>> decisions(std::optional<ShardId> shard, size_t limit) override {
+        return cluster_.decisions(shard, limit);
+    }
     void on_hint(std::function<void()> callback) override { hint_ = std::move(callback); }
 
     void fail_next(CoordinatorFault fault) { faults_.push_back(fault); }

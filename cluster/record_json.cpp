@@ -220,6 +220,24 @@ Result<ForcedLead> forced_lead_from_json(std::string_view key, std::string_view 
     return out;
 }
 
+std::string to_json(const PlacementDecision& decision) {
+    json::object out;
+    out["at_ms"] = decision.at;
+    out["what"] = decision.what;
+    out["why"] = decision.why;
+    return json::serialize(out);
+}
+
+Result<PlacementDecision> placement_decision_from_json(std::string_view key, std::string_view text) {
+    Fields fields(key, text);
+    PlacementDecision out;
+    out.at = static_cast<TimeMs>(fields.number("at_ms", std::numeric_limits<int64_t>::max()));
+    out.what = fields.text("what");
+    out.why = fields.text("why");
+    if (!fields.ok()) return fields.error();
+    return out;
+}
+
 std::string to_json(const ClusterMeta& meta) {
     json::object out;
     out["format"] = meta.format;

@@ -29,6 +29,10 @@ Result<NodeEntry> node_entry_from_json(std::string_view key, std::string_view te
 std::string to_json(const ForcedLead& forced);
 Result<ForcedLead> forced_lead_from_json(std::string_view key, std::string_view text);
 
+/// Without its shard, which is in the key. Texts must be UTF-8.
+std::string to_json(const PlacementDecision& decision);
+Result<PlacementDecision> placement_decision_from_json(std::string_view key, std::string_view text);
+
 std::string to_json(const ClusterMeta& meta);
 /// Errors: state_damaged; unsupported_value where the format is one of a later release.
 Result<ClusterMeta> cluster_meta_from_json(std::string_view key, std::string_view text);

@@ -219,11 +219,41 @@ void resolve_call(CliContext& context, const std::string& id, const std::string&
     context.streams.error << "call " << printable(call, false) << " resolved as " << as << "\n";
 }
 
+namespace {
+
+/// Where the session's shard was placed, and why, oldest first and told as events of no turn; nothing of a node that is
+/// alone, or for whoever may not see it.
+json::array placements_of(CliContext& context, const std::string& id) {
+    json::array out;
+    const CliAnswer place = context.client.fetch("GET", session_path(id) + "/place");
+    const json::value shard = place.status == 200 ? json::parse(place.body) : json::value();
+    if (!shard.is_object() || !shard.get_object().contains("shard")) return out;
+    const CliAnswer answer = context.client.fetch(
+        "GET", "/v1/cluster/decisions?limit=100&shard=" + std::to_string(number_at(shard, "shard")));
+    const json::value decisions = answer.status == 200 ? json::parse(answer.body) : json::value();
+    const auto* data = array_at(decisions, "data");
+    if (!data) return out;
+    for (auto one = data->rbegin(); one != data->rend(); ++one)
+        out.push_back(json::object{{"at_ms", number_at(*one, "at_ms")},
+                                   {"turn", 0},
+                                   {"name", "Placed"},
+                                   {"event", json::object{{"shard", number_at(*one, "shard")},
+                                                          {"what", text_at(*one, "what")},
+                                                          {"why", text_at(*one, "why")}}}});
+    return out;
+}
+
+}  // namespace
+
 void explain_session(CliContext& context, const std::string& id) {
-    json::array told;
+    std::vector<json::value> told;
     for (auto& entry : fetch_events(context.client, id, 0))
         if (is_decision(entry)) told.push_back(std::move(entry));
-    if (context.json) return print_json(context.streams.out, told);
+    const auto decided = static_cast<ptrdiff_t>(told.size());
+    for (auto& placement : placements_of(context, id)) told.push_back(std::move(placement));
+    std::inplace_merge(told.begin(), told.begin() + decided, told.end(),
+                       [](const auto& a, const auto& b) { return number_at(a, "at_ms") < number_at(b, "at_ms"); });
+    if (context.json) return print_json(context.streams.out, json::array(told.begin(), told.end()));
     // One header per turn. What the session decided beside its turns (turn 0) is told where it happened.
     std::string turn;
     for (const auto& entry : told) {

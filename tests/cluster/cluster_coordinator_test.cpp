@@ -51,6 +51,11 @@ TEST_CASE("cluster coordinator: that a copy was forced to lead is kept with the 
     check_force_is_kept(nodes);
 }
 
+TEST_CASE("cluster coordinator: why something was placed is kept with the change") {
+    TwoNodes nodes;
+    check_decisions_are_kept(nodes);
+}
+
 TEST_CASE("cluster coordinator: what holds for a cluster is decided once") {
     TwoNodes nodes;
     check_meta_is_decided_once(nodes);

@@ -156,6 +156,32 @@ inline void check_force_is_kept(ContractWorld& world) {
     CHECK(world.two().list()->forced == std::vector{forced});
 }
 
+inline void check_decisions_are_kept(ContractWorld& world) {
+    auto first = contract_change(world, 0, 1);
+    first.decision = PlacementDecision{1'700'000'000'000, first.desired.shard, "born on a", "emptiest \xc3\xbc"};
+    auto refused = first;
+    const auto made = world.one().change(first);
+    REQUIRE(made.outcome == ChangeOutcome::ok);
+    refused.decision->what = "never";
+    CHECK(world.two().change(refused).outcome == ChangeOutcome::conflict);
+    auto other = contract_change(world, 0, 1);
+    other.desired.shard = ShardId(70);
+    other.decision = PlacementDecision{1'700'000'000'001, ShardId(70), "born on b", "likewise"};
+    REQUIRE(world.two().change(other).outcome == ChangeOutcome::ok);
+    auto second = first;
+    second.expected_version = made.config_version;
+    second.decision = PlacementDecision{1'700'000'000'002, first.desired.shard, "target b", "asked for"};
+    REQUIRE(world.two().change(second).outcome == ChangeOutcome::ok);
+    for (ClusterCoordinator* asked : {&world.one(), &world.two()}) {
+        CHECK(*asked->decisions(std::nullopt, 10) ==
+              std::vector{*second.decision, *other.decision, *first.decision});  // newest first
+        CHECK(*asked->decisions(std::nullopt, 2) == std::vector{*second.decision, *other.decision});
+        CHECK(*asked->decisions(first.desired.shard, 10) == std::vector{*second.decision, *first.decision});
+        CHECK(asked->decisions(ShardId(0), 10)->empty());
+        CHECK(asked->list()->shards.size() == 2);  // the trail is not in the list
+    }
+}
+
 inline void check_meta_is_decided_once(ContractWorld& world) {
     ClusterMeta first, second;
     first.cluster = second.cluster = world.cluster();

@@ -171,6 +171,11 @@ TEST_CASE("etcd coordinator: that a copy was forced to lead is kept with the rec
     check_force_is_kept(world);
 }
 
+TEST_CASE("etcd coordinator: why something was placed is kept with the change") {
+    EtcdWorld world;
+    check_decisions_are_kept(world);
+}
+
 TEST_CASE("etcd coordinator: what holds for a cluster is decided once") {
     EtcdWorld world;
     check_meta_is_decided_once(world);

@@ -79,6 +79,21 @@ TEST_CASE("record json: what is written is read, and is what the format's page s
     CHECK(*cluster_meta_from_json("k", to_json(meta)) == meta);
 }
 
+TEST_CASE("record json: a decision is read as it was written, and a damaged one is named by its key") {
+    const PlacementDecision decision{1'700'000'000'000, ShardId(7), "target b2", "a1 drains \xc3\xbc \"x\""};
+    auto read = placement_decision_from_json("k", to_json(decision));
+    REQUIRE(read.ok());
+    CHECK(read->shard == ShardId());  // the key's
+    read->shard = decision.shard;
+    CHECK(*read == decision);
+    for (const char* bad : {"", "[]", "{}", R"({"at_ms":-1,"what":"","why":""})", R"({"at_ms":1,"what":"x"})"}) {
+        const auto refused = placement_decision_from_json("the/key", bad);
+        REQUIRE_FALSE(refused.ok());
+        CHECK(refused.error().code == ErrorCode::state_damaged);
+        CHECK(refused.error().message.find("the/key") == 0);
+    }
+}
+
 TEST_CASE("record json: fields of a later release are ignored, missing ones are not") {
     const auto check_fields = [](const std::string& text, auto&& read, const std::vector<std::string>& optional) {
         const json::object whole = json::parse(text).get_object();

@@ -62,6 +62,9 @@ class SharedCoordinator final : public ClusterCoordinator {
         cluster_.advance(steady_ms());
         return inner_.change(change);
     }
+    Result<std::vector<PlacementDecision>> decisions(std::optional<ShardId> shard, size_t limit) override {
+        return call<Result<std::vector<PlacementDecision>>>([&] { return inner_.decisions(shard, limit); });
+    }
     void on_hint(std::function<void()> callback) override { inner_.on_hint(std::move(callback)); }
 
     std::atomic<bool> away{false};

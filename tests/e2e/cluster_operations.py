@@ -304,6 +304,7 @@ def forced():
             check(again["completed_at"] > lost[one]["completed_at"], "one that was lost runs anew", again, lost[one])
             check([text_of({"output": [item]}) for item in second.items(one)].count("alone") == 1, "and stands there once")
         audited(cluster, left, seen)
+        explained(cluster, next(iter(talks)))
     except BaseException:
         cluster.tell()
         raise
@@ -328,6 +329,20 @@ def audited(cluster, left, seen):
                 check(words in told[0]["why"], "who, and what was lost", told)
         check("shard %d: forced to lead on node" % number in left.log(), "it is in the log")
     note("decision: %(what)s: %(why)s" % told[0])
+
+
+def explained(cluster, conversation):
+    """Why the session's shard is where it is, from any node, whichever planned it and whether or not it still lives."""
+    shard = shard_of(conversation, SHARDS)
+    decisions = [node.call("GET", "/v1/cluster/decisions?limit=100&shard=%d" % shard)["data"] for node in cluster.nodes]
+    check(all(one == decisions[0] for one in decisions), "all nodes tell the same", decisions)
+    check(len(decisions[0]) >= 2, "the shard's birth is told as well as the forced lead", decisions[0])
+    os.environ["MAINSTAY_ADMIN_KEY"] = ADMIN_KEY
+    for node in cluster.nodes:
+        status, out, error = mainstay("--url", "http://" + node.address, "explain", conversation)
+        check(status == 0 and out.count("Placed  shard=%d" % shard) == len(decisions[0]) and "forced to lead" in out,
+              "explain shows it, through any node", status, out, error)
+        check(out.index("Placed") < out.index("InputAccepted"), "at its place among what was decided", out)
 
 
 # --- restarts and upgrades under load ---------------------------------------------------------------------------------

@@ -152,6 +152,27 @@ TEST_CASE("cli: explain tells decisions, failures and retries, and leaves out wh
     CHECK(boost::json::parse(run_at(door, {"explain", "conv_x", "-o", "json"}).out).as_array().size() == 5);
 }
 
+TEST_CASE("cli: explain tells where the session was placed, and why, among what it decided") {
+    const StubDoor door([](const Seen& seen) {
+        if (seen.line.find("/place") != std::string::npos) return answer(200, R"({"shard":7,"epoch":3})");
+        if (seen.line.starts_with("GET /v1/cluster/decisions"))
+            return seen.line.find("shard=7") == std::string::npos
+                       ? answer(404, "{}")
+                       : answer(200, R"({"data":[{"at_ms":1002,"shard":7,"what":"target b2","why":"asked for"},
+                                                 {"at_ms":900,"shard":7,"what":"born on a1","why":"emptiest"}]})");
+        return answer(200, R"({"has_more":false,"data":[
+            {"sequence":1,"at_ms":1000,"turn":1,"name":"InputAccepted","event":{"agent":"a"}},
+            {"sequence":6,"at_ms":1005,"turn":1,"name":"TurnSettled","event":{"status":"failed","code":"model_timeout"}}]})");
+    });
+    CHECK(run_at(door, {"explain", "conv_x"}).out ==
+          "  1970-01-01 00:00:00.900Z  Placed  shard=7 what=born on a1 why=emptiest\n"
+          "turn 1\n"
+          "  1970-01-01 00:00:01.000Z  InputAccepted  agent=a\n"
+          "  1970-01-01 00:00:01.002Z  Placed  shard=7 what=target b2 why=asked for\n"
+          "  1970-01-01 00:00:01.005Z  TurnSettled  status=failed code=model_timeout\n");
+    CHECK(boost::json::parse(run_at(door, {"explain", "conv_x", "-o", "json"}).out).as_array().size() == 4);
+}
+
 TEST_CASE("cli: deleting asks, and without a terminal refuses to guess") {
     const StubDoor door([](const Seen&) { return answer(200, R"({"deleted":true})"); });
     CHECK(run_at(door, {"session", "delete", "conv_x"}).status == 2);
