@@ -10,6 +10,7 @@ namespace mainstay {
 namespace {
 
 constexpr size_t text_bytes_max = 1024;  // of a model's name, hash and format
+constexpr uint64_t slack_words = 64;
 constexpr int nesting_max = 6;
 
 Error refused(const char* why) { return {ErrorCode::peer_refused, std::string("KV blocks: ") + why, {}}; }
@@ -121,19 +122,7 @@ Result<std::vector<KvOutcome>> read(wire::KvAnswer::Reader from) {
 
 template <class Root, class T>
 Result<T> decode(std::string_view bytes) {
-    if (bytes.size() % sizeof(capnp::word) != 0) return refused("cut off");
-    if (bytes.size() > limits::link_message_bytes_max) return refused("beyond link_message_bytes_max");
-    const auto words = aligned_words(bytes);
-    capnp::ReaderOptions bounds;
-    bounds.traversalLimitInWords = 2 * words.size() + 64;
-    bounds.nestingLimit = nesting_max;
-    try {
-        capnp::FlatArrayMessageReader reader(words, bounds);
-        if (reader.getEnd() != words.end()) return refused("bytes after the message");
-        return read(reader.getRoot<Root>());
-    } catch (const kj::Exception&) {
-        return refused("damaged");
-    }
+    return read_flat<Root, T>(bytes, slack_words, nesting_max, refused, [](auto root) { return read(root); });
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ namespace {
 
 constexpr size_t headers_bytes_max = 8 * 1024;
 constexpr size_t word_bytes = sizeof(capnp::word);
+constexpr uint64_t slack_words = 8;
+constexpr int nesting_max = 4;
 
 Error refused(const char* why) { return {ErrorCode::peer_refused, std::string("a hop: ") + why, {}}; }
 
@@ -72,19 +74,7 @@ Result<HopPart> read(wire::HopPart::Reader from) {
 
 template <class Root, class T>
 Result<T> decode(std::string_view bytes) {
-    if (bytes.size() % word_bytes != 0) return refused("cut off");
-    if (bytes.size() > limits::link_message_bytes_max) return refused("beyond link_message_bytes_max");
-    const auto words = aligned_words(bytes);
-    capnp::ReaderOptions options;
-    options.traversalLimitInWords = 2 * words.size() + 8;
-    options.nestingLimit = 4;
-    try {
-        capnp::FlatArrayMessageReader reader(words, options);
-        if (reader.getEnd() != words.end()) return refused("bytes after the message");
-        return read(reader.getRoot<Root>());
-    } catch (const kj::Exception&) {
-        return refused("damaged");
-    }
+    return read_flat<Root, T>(bytes, slack_words, nesting_max, refused, [](auto root) { return read(root); });
 }
 
 }  // namespace
