@@ -8,35 +8,22 @@
 #include <caf/actor_system_config.hpp>
 #include <caf/scheduler/test_coordinator.hpp>
 #include <deque>
-#include <filesystem>
 
 #include "actors/kv_message.h"
 #include "actors/own_model.h"
 #include "runtime/base/digest.h"
 #include "support/model_sink.h"
+#include "support/scratch_directory.h"
+#include "support/tiny_model.h"
 
 using namespace mainstay;
 
 namespace {
 
 constexpr uint16_t shards = 4;
-const std::string models_directory = MAINSTAY_SOURCE_DIR "/config/models";
-
 ModelSpec tiny() {
-    ModelSpec model;
-    model.name = "mainstay_tiny";
+    ModelSpec model = tiny_model();
     model.version = 1;
-    model.device = "neuron_core_sim";
-    model.context_window = 768;
-    model.own.path = "mainstay_tiny";
-    model.own.devices = 1;
-    model.own.threads = 1;
-    model.own.block_tokens = 16;
-    model.own.rows_max = 16;
-    model.own.tokens_max = 64;
-    model.own.kv_device_bytes = 16 << 20;
-    model.own.kv_host_bytes = 16 << 20;
-    model.own.kv_disk_bytes = 0;
     return model;
 }
 
@@ -85,7 +72,6 @@ struct Two;
 
 struct Node {
     Node(Two& two, uint8_t number);
-    ~Node();
     std::shared_ptr<RecordingSink> ask(const SessionKey& session, const std::string& text);
     Usage usage(const SessionKey& session, const std::string& text);
     ModelInfo info();
@@ -93,10 +79,10 @@ struct Node {
 
     Two& two;
     const NodeUuid uuid;
+    ScratchDirectory folder;  // of its KV tier
     Metrics metrics;
     ModelScheduler models{metrics, 8};
     ModelPtr model;
-    std::filesystem::path folder;
     std::optional<KvTransfer> transfer;
     size_t moved = 0;
 };
@@ -175,10 +161,7 @@ struct Two {
 };
 
 Node::Node(Two& both, uint8_t number) : two(both), uuid{number} {
-    std::string name = (std::filesystem::temp_directory_path() / "mainstay-kv-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    folder = name;
-    models.attach(two.system, {models_directory, folder.string(), &two.clock, false});
+    models.attach(two.system, {models_directory, folder / "", &two.clock, false});
     KvTransferConfig of;
     of.models = &models;
     of.clock = &two.clock;
@@ -192,8 +175,6 @@ Node::Node(Two& both, uint8_t number) : two(both), uuid{number} {
     transfer.emplace(two.system, std::move(of));
     models.on_deleted([this](const SessionKey& session) { transfer->session_deleted(session); });
 }
-
-Node::~Node() { std::filesystem::remove_all(folder); }
 
 std::shared_ptr<RecordingSink> Node::ask(const SessionKey& session, const std::string& text) {
     Item item;

@@ -14,26 +14,15 @@
 
 #include "actors/own_model.h"
 #include "support/model_sink.h"
+#include "support/tiny_model.h"
 
 using namespace mainstay;
 
 namespace {
 
-const std::string models_directory = MAINSTAY_SOURCE_DIR "/config/models";
-
 ModelPtr tiny(uint32_t devices = 1) {
-    ModelSpec model;
-    model.name = "mainstay_tiny";
-    model.device = "neuron_core_sim";
-    model.context_window = 768;
-    model.own.path = "mainstay_tiny";
+    ModelSpec model = tiny_model();
     model.own.devices = devices;
-    model.own.threads = 1;
-    model.own.block_tokens = 16;
-    model.own.rows_max = 16;
-    model.own.tokens_max = 64;
-    model.own.kv_device_bytes = 16 << 20;
-    model.own.kv_host_bytes = 16 << 20;
     model.own.kv_disk_bytes = 64 << 20;
     return std::make_shared<const ModelSpec>(std::move(model));
 }

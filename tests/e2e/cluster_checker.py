@@ -392,11 +392,14 @@ class Load:
             except Lost:
                 continue
             if answer.status == 200:
-                with self.lock:
-                    self.history.reads.append({
-                        "conversation": conversation, "node": node.name, "begun": begun, "ended": time.monotonic(),
-                        "inputs": [words_of(item) for item in reversed(answer.json["data"]) if is_input(item)]})
+                self.was_read(conversation, node, begun, answer)
             time.sleep(self.pace)
+
+    def was_read(self, conversation, node, begun, answer):
+        with self.lock:
+            self.history.reads.append({
+                "conversation": conversation, "node": node.name, "begun": begun, "ended": time.monotonic(),
+                "inputs": [words_of(item) for item in reversed(answer.json["data"]) if is_input(item)]})
 
     # --- unknown outcomes
 
@@ -581,10 +584,7 @@ class BalancedLoad(Load):
             if answer.status != 200:
                 self.failures.append("a read from %s: %s" % (node.name, answer))
                 continue
-            with self.lock:
-                self.history.reads.append({
-                    "conversation": conversation, "node": node.name, "begun": begun, "ended": time.monotonic(),
-                    "inputs": [words_of(item) for item in reversed(answer.json["data"]) if is_input(item)]})
+            self.was_read(conversation, node, begun, answer)
             time.sleep(self.pace)
 
     def errors(self):
