@@ -148,14 +148,10 @@ void TokenScheduler::become_ready(bool disk) {
     for (const Slot& slot : slots_)
         if (slot.state == Slot::State::up) {
             config.host_blocks_max = own.kv_host_bytes / slot.caps.block_bytes;
-            break;
-        }
-    config.disk = disk && config.host_blocks_max > 0;
-    for (const Slot& slot : slots_)
-        if (slot.state == Slot::State::up) {
             kv_caps_ = slot.caps;
             break;
         }
+    config.disk = disk && config.host_blocks_max > 0;
     scheduler_ = std::make_unique<Scheduler>(config);
     for (Slot& slot : slots_)
         if (slot.state == Slot::State::up) add_device(slot);

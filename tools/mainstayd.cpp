@@ -248,11 +248,10 @@ void drain(NodeContext& node, Door& door, ClusterNode* cluster) {
     if (cluster) {
         // Others lead what this node led; until then, and after, it is asked and answers.
         node.leaving = true;
-        const uint64_t told = node.clock.monotonic_ns();
+        const auto noticed = std::chrono::steady_clock::now() + std::chrono::milliseconds(notice_ms);
         cluster->leave(drain_seconds * 1000);
         // Who asks /readyz now and then sends nothing more by the time the door closes.
-        while (node.clock.monotonic_ns() - told < uint64_t(notice_ms) * 1'000'000)
-            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        std::this_thread::sleep_until(noticed);
         return door.stop();
     }
     // New turns are refused and /readyz says so, at an open door; what is in flight finishes and is answered. What
