@@ -1,8 +1,8 @@
 #pragma once
 // Where whole-text model steps come from. A device never retries (retry has one owner, the supervisor) and never sees
 // the store. submit() may be called from any thread and returns at once; the sink is called on the device's own thread,
-// exactly once with done or failed, after any number of deltas, unless the step was cancelled, after which it is never
-// called again. What can be refused or answered without waiting may be told on the submitting thread, before submit()
+// exactly once with done, failed or (after pause()) paused, after any number of deltas, unless the step was cancelled,
+// after which it is never called again. What can be refused or answered without waiting may be told on the submitting thread, before submit()
 // returns.
 
 #include <functional>
@@ -47,6 +47,9 @@ struct ModelRequest {
     TimeMs deadline = 0;          // wall milliseconds; 0: the device's own bound
     bool stream = false;          // deltas are wanted
     std::string idempotency_key;  // stable over attempts of one step
+    /// What this very attempt had sampled when it was paused: it goes on from there, and its text comes again, from the
+    /// beginning. Of another tokenizer or template it counts for nothing, as on a device that cannot go on. May be null.
+    std::shared_ptr<const StepTokens> resume;
 };
 
 struct ModelToolCall {
@@ -79,6 +82,8 @@ class ModelSink {
     virtual void delta(uint64_t request_id, std::string text) = 0;
     virtual void done(uint64_t request_id, ModelResult result) = 0;
     virtual void failed(uint64_t request_id, ModelError error) = 0;
+    /// Only after TextDevice::pause(): what was sampled so far, of this attempt; may be no token at all.
+    virtual void paused(uint64_t /*request_id*/, StepTokens /*so_far*/) {}
 };
 
 class TextDevice {
@@ -87,6 +92,9 @@ class TextDevice {
     /// `sink` must outlive the step or its cancellation.
     virtual void submit(ModelRequest request, std::shared_ptr<ModelSink> sink) = 0;
     virtual void cancel(uint64_t request_id) = 0;
+    /// Ends a step between two tokens, so that another node may go on with it: it settles as paused, or, if it was
+    /// quicker, as done or failed. False: this device cannot, and the step runs on.
+    virtual bool pause(uint64_t /*request_id*/) { return false; }
     /// The session sleeps: what memory holds of it may go to disk.
     virtual void session_idle(const SessionKey&) {}
     /// Nothing of the session may stay anywhere.
