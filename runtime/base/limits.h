@@ -128,11 +128,16 @@ constexpr uint32_t link_silence_ms = 3'000;                     // a peer that s
 constexpr uint32_t link_reconnect_min_ms = 50, link_reconnect_max_ms = 2'000;
 constexpr uint32_t hop_wait_ms = 15'000;  // for a shard's owner, by a request that came to another node
 constexpr uint32_t hop_attempts_max = 8;
-constexpr uint32_t kv_move_ms_max = 2'000;            // a hand-over waits so long for KV blocks to go ahead of it
-constexpr uint64_t kv_move_bytes_max = 256ull << 20;  // of blocks that go ahead of one shard
-constexpr size_t kv_moves_max = 4;                    // shards whose blocks are on their way at once; others wait
-constexpr size_t kv_message_bytes_max = 1024 * 1024;  // of blocks in one message; a larger one goes alone
-constexpr size_t kv_message_blocks_max = 1024;        // named in one message
+constexpr uint32_t kv_move_ms_max = 2'000;               // a hand-over waits so long for KV blocks to go ahead of it
+constexpr uint64_t kv_move_bytes_max = 256ull << 20;     // of blocks that go ahead of one shard
+constexpr size_t kv_moves_max = 4;                       // shards whose blocks are on their way at once; others wait
+constexpr size_t kv_message_bytes_max = 1024 * 1024;     // of blocks in one message; a larger one goes alone
+constexpr size_t kv_message_blocks_max = 1024;           // named in one message
+constexpr size_t node_models_max = 64;                   // (config) names of models that one node computes
+constexpr size_t model_steps_served_max = 4096;          // of other nodes, at once; beyond, they ask another
+constexpr uint32_t model_step_look_ms = 50;              // between looks whether the asking node still wants its steps
+constexpr size_t model_step_places_max = 65'536;         // sessions of which a node remembers where their KV is
+constexpr size_t model_step_part_bytes_max = 64 * 1024;  // of text in one part of a step's answer
 
 // --- the node ---------------------------------------------------------------------------------------------------
 constexpr size_t sessions_active_max = 50'000;   // (config) actors in memory; beyond, the longest idle is put to sleep
@@ -292,6 +297,8 @@ static_assert(replica_timeout_ms < node_lease_ms);
 static_assert(link_chunk_bytes_max <= link_window_bytes && link_message_bytes_max <= link_queue_bytes_max);
 static_assert(replication_message_bytes_max + record_bytes_max <= link_message_bytes_max, "an append fits a message");
 static_assert(2 * kv_message_bytes_max + kv_message_blocks_max * 128 < link_message_bytes_max);
+static_assert(model_step_bytes_max + step_tokens_max * 4 + 1024 * 1024 < link_message_bytes_max,
+              "a step's result fits one message between nodes");
 static_assert(kv_disk_value_bytes_max < nrt_frame_bytes_max, "a block that the tiers take must fit a message");
 
 }  // namespace mainstay::limits
