@@ -124,6 +124,12 @@ struct Event {
     streamReserved @71 :UInt64;                                                   # stream sequence numbers below this may have been sent
     compacted :group { upToTurn @72 :UInt32; summary @73 :Text; }
     forked :group { childFamily @74 :UInt64; childSession @75 :Data; atTurn @76 :UInt32; }
+    stepProgress :group {
+      step3 @77 :UInt32;             # model step of the turn, that is due
+      tokenIds3 @78 :Data;           # what its attempt had sampled when it was paused, from its beginning: as in modelStepSettled
+      tokenizerHash3 @79 :Data;
+      templateVersion3 @80 :UInt32;
+    }
   }
 }
 

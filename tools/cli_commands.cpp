@@ -76,8 +76,8 @@ std::vector<std::string> event_row(const json::value& entry, size_t columns) {
 bool is_decision(const json::value& entry) {
     const std::string name = text_at(entry, "name");
     for (const auto* told :
-         {"InputAccepted", "StepFailed", "RetryScheduled", "TurnSettled", "CancelRequested", "WaitOpened",
-          "WaitResolved", "Decision", "UnknownResolved", "Compacted", "Forked", "SessionDeleted"})
+         {"InputAccepted", "StepFailed", "StepProgress", "RetryScheduled", "TurnSettled", "CancelRequested",
+          "WaitOpened", "WaitResolved", "Decision", "UnknownResolved", "Compacted", "Forked", "SessionDeleted"})
         if (name == told) return true;
     // A tool that answered is no news; one that did not is.
     if (name != "ToolReceipt") return false;

@@ -38,6 +38,7 @@ struct SubmitInput {
         after_turn;  // previous_response_id: must be the settled idle tip, else conflict (the shell forks)
     std::optional<KnownKey> known_key;
     std::optional<Compacted> inherited;  // with a `create` that forks: where the parent's prompts begin
+    std::optional<Decision> placed;      // with a `create`: why the session is where it is
 };
 struct ModelStepDone {
     TurnNo turn;
@@ -47,6 +48,7 @@ struct ModelStepDone {
     Usage usage;
     std::string model, finish_reason;
     std::shared_ptr<const StepTokens> tokens;  // where the text does not say them
+    std::optional<Decision> placed;            // on which node it ran, where that is news
 };
 struct ModelStepFailed {
     TurnNo turn;
@@ -58,6 +60,12 @@ struct ModelStepFailed {
     // context_overflow:
     bool truncate = false;                           // older turns may be left out of the prompt
     uint32_t context_tokens = 0, context_limit = 0;  // what the prompt has, what it may have; 0: unknown
+};
+/// Its device ended the attempt between two tokens, so that another may go on with it.
+struct ModelStepPaused {
+    TurnNo turn;
+    uint32_t step = 0, attempt = 0;
+    StepTokens tokens;  // all that the attempt has sampled
 };
 struct ToolStepDone {
     TurnNo turn;
@@ -116,9 +124,9 @@ struct ForkSession {
     TurnNo at;
 };  // records the child; the child itself is created by CreateSession/SubmitInput
 
-using CommandBody = std::variant<CreateSession, SubmitInput, ModelStepDone, ModelStepFailed, ToolStepDone, ToolFailed,
-                                 RetryVerdict, CancelTurn, Tick, Recover, ResolveWait, ResolveUnknown, AddItems,
-                                 SetMetadata, DeleteSession, ForkSession>;
+using CommandBody = std::variant<CreateSession, SubmitInput, ModelStepDone, ModelStepFailed, ModelStepPaused,
+                                 ToolStepDone, ToolFailed, RetryVerdict, CancelTurn, Tick, Recover, ResolveWait,
+                                 ResolveUnknown, AddItems, SetMetadata, DeleteSession, ForkSession>;
 
 struct Command {
     CommandContext context;

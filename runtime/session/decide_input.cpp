@@ -104,6 +104,7 @@ void Decider::decide(const SubmitInput& command) {
     input.request_digest = context_.request_digest;
     if (input.principal.empty()) input.principal = context_.principal;
     emit(std::move(input));
+    if (create && command.placed) emit(*command.placed);
 }
 
 void Decider::decide(const AddItems& command) {

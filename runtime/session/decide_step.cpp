@@ -50,12 +50,19 @@ void Decider::settle_step(const ModelStepDone& done, const TurnProgress& turn, s
     emit(std::move(settled));
 }
 
+const TurnProgress* Decider::awaited_step(TurnNo turn_no, uint32_t step, uint32_t attempt) const {
+    const TurnProgress* turn = running(turn_no);
+    if (!turn || !turn->model_step_due() || turn->model.failure || step != turn->turn.model_steps ||
+        attempt != turn->model.attempt)
+        return nullptr;
+    return turn;
+}
+
 void Decider::decide(const ModelStepDone& done) {
-    const TurnProgress* turn = running(done.turn);
-    if (!turn || !turn->model_step_due() || turn->model.failure || done.step != turn->turn.model_steps ||
-        done.attempt != turn->model.attempt)
-        return;
+    const TurnProgress* turn = awaited_step(done.turn, done.step, done.attempt);
+    if (!turn) return;
     begin(*turn);
+    if (done.placed) emit(*done.placed);
     const std::string problem = protocol_problem(done);
     const bool cut = done.finish_reason == "length", filtered = done.finish_reason == "content_filter";
     std::vector<ItemPtr> items;
@@ -121,16 +128,24 @@ void Decider::after_calls() {
 }
 
 void Decider::decide(const ModelStepFailed& failed) {
-    const TurnProgress* turn = running(failed.turn);
-    if (!turn || !turn->model_step_due() || turn->model.failure || failed.step != turn->turn.model_steps ||
-        failed.attempt != turn->model.attempt)
-        return;
+    const TurnProgress* turn = awaited_step(failed.turn, failed.step, failed.attempt);
+    if (!turn) return;
     begin(*turn);
     const bool keeps = turn->turn.withheld.size() < limits::withheld_items_max;
     emit(StepFailed{failed.step, false, failed.error_class, std::string(error_name(failed.code)),
                     clip(failed.message, limits::reason_bytes_max),
                     keeps ? clip(failed.partial_text, limits::model_text_bytes_max) : std::string()});
     if (failed.error_class == ErrorClass::context_overflow) overflow(failed, *turn);
+}
+
+void Decider::decide(const ModelStepPaused& paused) {
+    const TurnProgress* turn = awaited_step(paused.turn, paused.step, paused.attempt);
+    const size_t said = paused.tokens.ids.size();
+    // Without tokens, or with no more than are on record, it begins again where it began.
+    if (!turn || said == 0 || said > limits::step_tokens_max) return;
+    if (turn->model.said && said <= turn->model.said->ids.size()) return;
+    begin(*turn);
+    emit(StepProgress{paused.step, paused.tokens});
 }
 
 // Nobody need be asked for a verdict: the same prompt would fail again, and a shorter one is no further attempt.

@@ -14,7 +14,7 @@ constexpr bool one_of = (std::is_same_v<T, Ts> || ...);
 // Results and the passing of time come from the runtime itself: too late for the session, they are ignored.
 template <class T>
 constexpr bool from_the_runtime =
-    one_of<T, ModelStepDone, ModelStepFailed, ToolStepDone, ToolFailed, RetryVerdict, Tick, Recover>;
+    one_of<T, ModelStepDone, ModelStepFailed, ModelStepPaused, ToolStepDone, ToolFailed, RetryVerdict, Tick, Recover>;
 
 }  // namespace
 

@@ -29,6 +29,7 @@ class Decider {
     void decide(const ForkSession& command);
     void decide(const ModelStepDone& command);
     void decide(const ModelStepFailed& command);
+    void decide(const ModelStepPaused& command);
     void decide(const RetryVerdict& command);
     void decide(const CancelTurn& command);
     void decide(const ToolStepDone& command);
@@ -58,6 +59,8 @@ class Decider {
 
     /// The turn in progress if it has this number; null: the result is stale.
     const TurnProgress* running(TurnNo turn) const;
+    /// The same, if an answer to this attempt of its model step is still awaited.
+    const TurnProgress* awaited_step(TurnNo turn, uint32_t step, uint32_t attempt) const;
     /// Its call, if an answer to this attempt is still awaited.
     const Call* awaited(const TurnProgress* turn, uint32_t call, uint32_t attempt) const;
 

@@ -143,10 +143,16 @@ struct Forked {
     SessionId child;
     TurnNo at;
 };
+/// A model step was paused between two tokens; the same attempt goes on from these.
+struct StepProgress {
+    uint32_t step = 0;
+    StepTokens tokens;  // all that the attempt has sampled
+};
 
-using Event = std::variant<SessionCreated, InputAccepted, ModelStepSettled, ToolIntent, ToolReceipt, StepFailed,
-                           RetryScheduled, TurnSettled, CancelRequested, WaitOpened, WaitResolved, Decision, MemorySet,
-                           UnknownResolved, ItemsAdded, MetadataSet, SessionDeleted, StreamReserved, Compacted, Forked>;
+using Event =
+    std::variant<SessionCreated, InputAccepted, ModelStepSettled, ToolIntent, ToolReceipt, StepFailed, RetryScheduled,
+                 TurnSettled, CancelRequested, WaitOpened, WaitResolved, Decision, MemorySet, UnknownResolved,
+                 ItemsAdded, MetadataSet, SessionDeleted, StreamReserved, Compacted, Forked, StepProgress>;
 
 struct EventBatch {
     TimeMs at = 0;
@@ -158,6 +164,9 @@ struct EventBatch {
 std::string encode(const EventBatch& batch);
 /// Refuses (journal_damaged) anything that is not a well-formed batch; never throws, whatever the bytes.
 Result<EventBatch> decode_batch(std::string_view bytes);
+/// Token ids as in the journal: 4 bytes each, little-endian; and back, without what is left of a last incomplete one.
+std::string token_bytes(const std::vector<uint32_t>& ids);
+std::vector<uint32_t> token_ids(std::string_view bytes);
 /// Short name of an event for people: "InputAccepted" ...
 std::string_view event_name(const Event& event);
 

@@ -61,16 +61,11 @@ SAME(Resolution::RETRY, Resolution::retry);
 
 using wire::as_data;
 using wire::as_text;
+using wire::checked;
 using wire::Malformed;
+using wire::take;
 using wire::text_of;
 
-template <class Own, class Wire>
-Own checked(Wire value, Own last) {
-    if (static_cast<uint16_t>(value) > static_cast<uint16_t>(last)) throw Malformed{"an enumerator is out of range"};
-    return static_cast<Own>(value);
-}
-Role own(wire::Role v) { return checked(v, Role::developer); }
-ItemKind own(wire::ItemKind v) { return checked(v, ItemKind::approval_response); }
 ItemStatus own(wire::ItemStatus v) { return checked(v, ItemStatus::unknown); }
 EffectClass own(wire::EffectClass v) { return checked(v, EffectClass::once); }
 ErrorClass own(wire::ErrorClass v) { return checked(v, ErrorClass::lost); }
@@ -87,28 +82,11 @@ Resolution own(wire::Resolution v) { return checked(v, Resolution::retry); }
         if (!(value).empty()) (builder).set##Field(as_text(value)); \
     } while (false)
 
-void write(wire::Item::Builder out, const Item& item) {
-    out.setKind(static_cast<wire::ItemKind>(item.kind));
-    out.setRole(static_cast<wire::Role>(item.role));
-    out.setStatus(static_cast<wire::ItemStatus>(item.status));
-    PUT_TEXT(out, Text, item.text);
-    if (!item.more_parts.empty()) {
-        auto parts = out.initMoreParts(static_cast<uint32_t>(item.more_parts.size()));
-        for (uint32_t i = 0; i < parts.size(); ++i) parts.set(i, as_text(item.more_parts[i]));
-    }
-    PUT_TEXT(out, CallId, item.call_id);
-    PUT_TEXT(out, Name, item.name);
-    PUT_TEXT(out, ServerLabel, item.server_label);
-    PUT_TEXT(out, Arguments, item.arguments);
-    PUT_TEXT(out, Error, item.error);
-    out.setStep(item.step);
-}
-
 template <class Builder>
 void write_items(Builder out, const std::vector<ItemPtr>& items) {
     if (items.empty()) return;
     auto list = out.initItems(static_cast<uint32_t>(items.size()));
-    for (uint32_t i = 0; i < list.size(); ++i) write(list[i], *items[i]);
+    for (uint32_t i = 0; i < list.size(); ++i) wire::write(list[i], *items[i]);
 }
 
 void write(wire::Event::Builder out, const SessionCreated& e) {
@@ -262,39 +240,21 @@ void write(wire::Event::Builder out, const Forked& e) {
     to.setAtTurn(e.at.value);
 }
 
+void write(wire::Event::Builder out, const StepProgress& e) {
+    auto to = out.initStepProgress();
+    to.setStep3(e.step);
+    to.setTokenIds3(as_data(token_bytes(e.tokens.ids)));
+    to.setTokenizerHash3(capnp::Data::Reader(e.tokens.tokenizer.data(), e.tokens.tokenizer.size()));
+    to.setTemplateVersion3(e.tokens.template_version);
+}
+
 // --- reading ------------------------------------------------------------------------------------------------------
-
-// Elements of lists are counted: a list of structs that are empty costs no bytes, neither packed nor in the message,
-// and may claim any number of them.
-void take(size_t& room, size_t elements) {
-    if (elements > room) throw Malformed{"a batch with more elements than any that is written"};
-    room -= elements;
-}
-
-ItemPtr read(wire::Item::Reader in, size_t& room) {
-    auto item = std::make_shared<Item>();
-    item->kind = own(in.getKind());
-    item->role = own(in.getRole());
-    item->status = own(in.getStatus());
-    item->text = text_of(in.getText());
-    if (in.hasMoreParts()) {
-        take(room, in.getMoreParts().size());
-        for (auto part : in.getMoreParts()) item->more_parts.push_back(text_of(part));
-    }
-    if (in.hasCallId()) item->call_id = text_of(in.getCallId());
-    if (in.hasName()) item->name = text_of(in.getName());
-    if (in.hasServerLabel()) item->server_label = text_of(in.getServerLabel());
-    if (in.hasArguments()) item->arguments = text_of(in.getArguments());
-    if (in.hasError()) item->error = text_of(in.getError());
-    item->step = in.getStep();
-    return item;
-}
 
 std::vector<ItemPtr> read(capnp::List<wire::Item>::Reader in, size_t& room) {
     std::vector<ItemPtr> items;
     take(room, in.size());
     items.reserve(std::min<size_t>(in.size(), 64));
-    for (auto item : in) items.push_back(read(item, room));
+    for (auto item : in) items.push_back(wire::read_item(item, room));
     return items;
 }
 
@@ -339,6 +299,20 @@ ModelStepSettled read(wire::Event::ModelStepSettled::Reader in, size_t& room) {
     if (e.token_ids.size() / 4 > limits::step_tokens_max) throw Malformed{"more token ids than a step keeps"};
     if (e.tokenizer_hash.size() > limits::tokenizer_hash_bytes_max) throw Malformed{"a tokenizer hash of that length"};
     e.template_version = in.getTemplateVersion();
+    return e;
+}
+
+StepProgress read(wire::Event::StepProgress::Reader in) {
+    StepProgress e;
+    e.step = in.getStep3();
+    const auto ids = in.getTokenIds3();
+    if (ids.size() % 4 != 0) throw Malformed{"token ids have 4 bytes each"};
+    if (ids.size() / 4 > limits::step_tokens_max) throw Malformed{"more token ids than a step keeps"};
+    e.tokens.ids = token_ids(wire::bytes_of(ids));
+    const auto hash = in.getTokenizerHash3();
+    if (hash.size() != e.tokens.tokenizer.size()) throw Malformed{"a tokenizer hash of that length"};
+    std::copy(hash.begin(), hash.end(), e.tokens.tokenizer.begin());
+    e.tokens.template_version = in.getTemplateVersion3();
     return e;
 }
 
@@ -408,6 +382,7 @@ Event read(wire::Event::Reader in, size_t& room) {
             auto e = in.getForked();
             return Forked{wire::session_of(e.getChildFamily(), e.getChildSession()), TurnNo{e.getAtTurn()}};
         }
+        case wire::Event::STEP_PROGRESS: return read(in.getStepProgress());
     }
     throw Malformed{"an event of a kind that this version does not know"};
 }

@@ -196,6 +196,15 @@ void render(json::object& out, const Forked& e) {
     out["at_turn"] = e.at.value;
 }
 
+void render(json::object& out, const StepProgress& e) {
+    out["step"] = e.step;
+    out["tokens"] = e.tokens.ids.size();
+    put(out, "token_ids", to_hex(token_bytes(e.tokens.ids)));
+    put(out, "tokenizer_hash",
+        to_hex({reinterpret_cast<const char*>(e.tokens.tokenizer.data()), e.tokens.tokenizer.size()}));
+    put(out, "template_version", e.tokens.template_version);
+}
+
 json::object object_of(const Event& event, Sequence sequence, TurnNo turn, TimeMs at) {
     json::object out;
     out["event"] = event_name(event);

@@ -6,6 +6,7 @@ namespace mainstay {
 
 void StepAttempt::fail(const StepFailed& event, Sequence sequence) {
     failure = Failure{event.error_class, event.code, event.message, sequence};
+    said.reset();  // a further attempt says something else, and the same one again has another prompt
 }
 
 void StepAttempt::retry(const RetryScheduled& event, Sequence sequence) {

@@ -6,6 +6,7 @@
 // Owned by a TurnProgress.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,13 +27,14 @@ struct StepAttempt {
     uint32_t attempt = 0;
     TimeMs retry_at = 0;  // not before this recorded time; 0: at once
     std::optional<Failure> failure;
-    Sequence cause;  // of the event that made the attempt necessary
+    Sequence cause;                          // of the event that made the attempt necessary
+    std::shared_ptr<const StepTokens> said;  // a model step that was paused: what the attempt goes on from; or null
 
     /// The attempt may run (and may have been started) once a recorded time has reached it.
     bool runnable(TimeMs now) const { return !failure && retry_at <= now; }
     void fail(const StepFailed& event, Sequence sequence);
     void retry(const RetryScheduled& event, Sequence sequence);
-    void restart(Sequence sequence) { *this = StepAttempt{0, 0, std::nullopt, sequence}; }
+    void restart(Sequence sequence) { *this = StepAttempt{0, 0, std::nullopt, sequence, nullptr}; }
 };
 
 struct Call {

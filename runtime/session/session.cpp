@@ -168,7 +168,7 @@ Pending Session::pending() const {
         const uint32_t step = progress.turn.model_steps;
         if (progress.model.failure) ask(progress.model, step, false);
         if (progress.model.runnable(now_))
-            pending.model = RunModelStep{no, step, progress.model.attempt, progress.model.cause};
+            pending.model = RunModelStep{no, step, progress.model.attempt, progress.model.cause, progress.model.said};
     }
     for (const Call& call : progress.calls.all()) {
         if (call.state != Call::State::intended) continue;

@@ -55,6 +55,7 @@ bool TurnProgress::apply(const Event& event, Sequence sequence, TimeMs at) {
             if constexpr (std::is_same_v<E, ToolIntent>) return record_intent(e, sequence);
             if constexpr (std::is_same_v<E, ToolReceipt>) return record_receipt(e, sequence);
             if constexpr (std::is_same_v<E, StepFailed>) return record_failure(e, sequence);
+            if constexpr (std::is_same_v<E, StepProgress>) return record_progress(e, sequence);
             if constexpr (std::is_same_v<E, RetryScheduled>) return schedule_retry(e, sequence);
             if constexpr (std::is_same_v<E, UnknownResolved>) return resolve_unknown(e, sequence);
             if constexpr (std::is_same_v<E, WaitOpened>) return open_wait(e, at);
@@ -185,6 +186,13 @@ bool TurnProgress::record_failure(const StepFailed& event, Sequence sequence) {
     item->step = static_cast<uint16_t>(event.step);
     turn.withheld.push_back(static_cast<uint32_t>(turn.items.size()));
     turn.items.push_back(std::move(item));
+    return true;
+}
+
+bool TurnProgress::record_progress(const StepProgress& event, Sequence sequence) {
+    if (!accepted || !model_step_due() || model.failure || event.step != turn.model_steps) return false;
+    model.said = std::make_shared<const StepTokens>(event.tokens);
+    model.cause = sequence;
     return true;
 }
 

@@ -84,6 +84,7 @@ struct TurnProgress {
     bool record_intent(const ToolIntent& event, Sequence sequence);
     bool record_receipt(const ToolReceipt& event, Sequence sequence);
     bool record_failure(const StepFailed& event, Sequence sequence);
+    bool record_progress(const StepProgress& event, Sequence sequence);
     bool schedule_retry(const RetryScheduled& event, Sequence sequence);
     bool resolve_unknown(const UnknownResolved& event, Sequence sequence);
     bool open_wait(const WaitOpened& event, TimeMs at);

@@ -59,6 +59,42 @@ mainstay::Usage read(Usage::Reader in) {
             in.getDeviceMicros(), in.getMicroJoules(),  in.getSimulated()};
 }
 
+void write(Item::Builder out, const mainstay::Item& item) {
+    out.setKind(static_cast<ItemKind>(item.kind));
+    out.setRole(static_cast<Role>(item.role));
+    out.setStatus(static_cast<ItemStatus>(item.status));
+    if (!item.text.empty()) out.setText(as_text(item.text));
+    if (!item.more_parts.empty()) {
+        auto parts = out.initMoreParts(static_cast<uint32_t>(item.more_parts.size()));
+        for (uint32_t i = 0; i < parts.size(); ++i) parts.set(i, as_text(item.more_parts[i]));
+    }
+    if (!item.call_id.empty()) out.setCallId(as_text(item.call_id));
+    if (!item.name.empty()) out.setName(as_text(item.name));
+    if (!item.server_label.empty()) out.setServerLabel(as_text(item.server_label));
+    if (!item.arguments.empty()) out.setArguments(as_text(item.arguments));
+    if (!item.error.empty()) out.setError(as_text(item.error));
+    out.setStep(item.step);
+}
+
+std::shared_ptr<mainstay::Item> read_item(Item::Reader in, size_t& room) {
+    auto item = std::make_shared<mainstay::Item>();
+    item->kind = checked(in.getKind(), mainstay::ItemKind::approval_response);
+    item->role = checked(in.getRole(), mainstay::Role::developer);
+    item->status = checked(in.getStatus(), mainstay::ItemStatus::unknown);
+    item->text = text_of(in.getText());
+    if (in.hasMoreParts()) {
+        take(room, in.getMoreParts().size());
+        for (auto part : in.getMoreParts()) item->more_parts.push_back(text_of(part));
+    }
+    if (in.hasCallId()) item->call_id = text_of(in.getCallId());
+    if (in.hasName()) item->name = text_of(in.getName());
+    if (in.hasServerLabel()) item->server_label = text_of(in.getServerLabel());
+    if (in.hasArguments()) item->arguments = text_of(in.getArguments());
+    if (in.hasError()) item->error = text_of(in.getError());
+    item->step = in.getStep();
+    return item;
+}
+
 std::string pack_message(const std::function<void(capnp::MessageBuilder&)>& build) {
     capnp::MallocMessageBuilder message(kj::arrayPtr(scratch_build, scratch_words));
     build(message);

@@ -1,7 +1,7 @@
 #pragma once
-// What the codecs of this room share: packed messages in and out of strings without a throw, and the small values that
-// batches and heads have in common. Only event_codec.cpp, head_codec.cpp and tests include this: nobody else sees
-// Cap'n Proto.
+// What the codecs of this room share: packed messages in and out of strings without a throw, and the values that
+// batches and heads have in common; items are those of messages between nodes, too (actors/model_step_message.cpp).
+// Only codecs and tests include this: nobody else sees Cap'n Proto.
 //
 // Thread-safe: the scratch segment is per thread.
 
@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,7 +19,7 @@
 
 namespace mainstay::wire {
 
-/// Thrown by readers inside unpack_message and nowhere else.
+/// Thrown by readers inside whoever catches it, unpack_message among them, and nowhere else.
 struct Malformed {
     const char* what;
 };
@@ -39,6 +40,23 @@ SessionId session_of(uint64_t family, capnp::Data::Reader bytes);
 
 void write(Usage::Builder out, const mainstay::Usage& usage);
 mainstay::Usage read(Usage::Reader in);
+
+template <class Own, class Wire>
+Own checked(Wire value, Own last) {
+    if (static_cast<uint16_t>(value) > static_cast<uint16_t>(last)) throw Malformed{"an enumerator is out of range"};
+    return static_cast<Own>(value);
+}
+
+/// Elements of lists are counted: a list of structs that are empty costs no bytes, neither packed nor in the message,
+/// and may claim any number of them.
+inline void take(size_t& room, size_t elements) {
+    if (elements > room) throw Malformed{"a message with more elements than any that is written"};
+    room -= elements;
+}
+
+/// Without the item's tokens, which are a step's.
+void write(Item::Builder out, const mainstay::Item& item);
+std::shared_ptr<mainstay::Item> read_item(Item::Reader in, size_t& room);
 
 std::string pack_message(const std::function<void(capnp::MessageBuilder&)>& build);
 /// Runs `read` over the unpacked message; what went wrong, or nothing. Bounds: eight times the packed size and

@@ -386,8 +386,15 @@ void Shell::model_outcome(const RunModelStep& step) {
         model_.reset();
     else if (world_.chance(50))
         return;
-    const auto decided = decide(world_.model_step(step));
+    const CommandBody outcome = world_.model_step(step);
+    const auto decided = decide(outcome);
     check(awaited || !decided.batch, "an outcome that nobody waits for changes the session");
+    if (const auto* paused = std::get_if<ModelStepPaused>(&outcome); paused && decided.batch) {
+        const auto next = session_.pending().model;
+        check(next && next->step == step.step && next->attempt == step.attempt && next->resume &&
+                  next->resume->ids == paused->tokens.ids,
+              "a paused step goes on from what it said");
+    }
     if (decided.batch && decided.settled.empty() && world_.chance(25)) hold_shown(step.turn);
     follow_up(decided);
     drive();

@@ -173,6 +173,13 @@ CommandBody World::model_step(const RunModelStep& step) {
         if (chance(40)) failed.partial_text = words("part", 20);
         return failed;
     }
+    if (what >= 16 && what < 22 && !finishing_) {
+        ModelStepPaused paused{step.turn, step.step, step.attempt, {}};
+        if (step.resume) paused.tokens = *step.resume;
+        for (uint64_t more = random_.below(40); more > 0; --more)
+            paused.tokens.ids.push_back(static_cast<uint32_t>(random_.below(32'000)));
+        return paused;
+    }
     budget_.succeeded();
     ModelStepDone done;
     done.turn = step.turn;

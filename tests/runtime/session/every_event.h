@@ -65,6 +65,7 @@ inline EventBatch every_event() {
     add(StreamReserved{4096});
     add(Compacted{TurnNo{3}, "they spoke of ships"});
     add(Forked{other, TurnNo{8}});
+    add(StepProgress{2, {hash, 3, {1, 0, 0x01020304}}});
     return batch;
 }
 

@@ -67,6 +67,18 @@ TEST_CASE("golden: a step with the tokens that were sampled, and what a prompt t
     CHECK(*held == tokens);
 }
 
+TEST_CASE("golden: a step that was paused") {
+    EventBatch now;
+    now.at = 1'700'000'000'789;
+    now.turn = TurnNo{2};
+    now.events = {every_event().events.back()};
+    auto batch = decode_batch(golden("events_3.bin", encode(now)));
+    REQUIRE_MESSAGE(batch.ok(), (batch.ok() ? "" : batch.error().message));
+    const std::string shown = batch_json(*batch, Sequence{7});
+    CHECK(shown == golden("events_3.json", shown));
+    CHECK(std::get<StepProgress>(batch->events.at(0)).tokens == std::get<StepProgress>(now.events.at(0)).tokens);
+}
+
 namespace {
 
 // Something in every field of a head, and a turn in the middle of everything that can be open.
