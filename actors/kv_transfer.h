@@ -28,10 +28,7 @@ struct KvTransferConfig {
     ModelScheduler* models = nullptr;
     const Clock* clock = nullptr;
     uint16_t shards = 1;
-    /// Asks another node; never blocks. `done` comes once, on any thread, with the answer's bytes or why there is none.
-    std::function<void(const NodeUuid& to, std::string request, uint32_t timeout_ms,
-                       std::function<void(Result<std::string>)> done)>
-        ask;
+    AskNode ask;                                    // with calls of kind `kv`
     std::function<std::vector<NodeUuid>()> others;  // nodes that live, but this one
     std::function<void()> moved;                    // a hand-over that waited need not any more; may be empty
 };

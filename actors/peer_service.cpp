@@ -136,40 +136,32 @@ std::string PeerService::entities_request(const std::vector<std::string>& entiti
 }
 
 void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {
-    const std::lock_guard lock(mutex_);
-    Link* link = stopped_ ? nullptr : link_();
-    if (!link) return done(not_told(ToolOutcome::Kind::failed, ErrorCode::misdirected, "the cluster is not joined"));
-    auto answer = std::make_shared<std::string>();
-    link->call(
-        place.node, CallKind::shard, memory_request(call), [answer](std::string part) { *answer += part; },
-        [answer, done = std::move(done)](std::optional<Error> failure) {
-            ToolOutcome outcome;
-            if (!failure && decode(*answer, outcome)) return done(std::move(outcome));
-            // Nothing was sent, or it was refused as a whole; all else may have been done.
-            const bool surely_not =
-                failure && (failure->code == ErrorCode::misdirected || failure->code == ErrorCode::body_too_large ||
-                            failure->code == ErrorCode::peer_refused);
-            done(not_told(surely_not ? ToolOutcome::Kind::failed : ToolOutcome::Kind::lost,
-                          failure ? failure->code : ErrorCode::internal,
-                          failure ? failure->message : "the answer of the memory's node cannot be read"));
-        },
-        memory_call_timeout_ms);
+    ask_(place.node, memory_request(call), memory_call_timeout_ms,
+         [done = std::move(done)](const Result<std::string>& answer) {
+             ToolOutcome outcome;
+             if (answer && decode(*answer, outcome)) return done(std::move(outcome));
+             if (answer)
+                 return done(not_told(ToolOutcome::Kind::lost, ErrorCode::internal,
+                                      "the answer of the memory's node cannot be read"));
+             // Nothing was sent, or it was refused as a whole; all else may have been done.
+             const Error& failure = answer.error();
+             const bool surely_not = failure.code == ErrorCode::misdirected ||
+                                     failure.code == ErrorCode::body_too_large ||
+                                     failure.code == ErrorCode::peer_refused;
+             done(not_told(surely_not ? ToolOutcome::Kind::failed : ToolOutcome::Kind::lost, failure.code,
+                           failure.message));
+         });
 }
 
 void PeerService::give_entities(const NodeUuid& to, const std::vector<std::string>& entities) {
-    const std::lock_guard lock(mutex_);
-    Link* link = stopped_ ? nullptr : link_();
-    if (!link) return;
     size_t from = 0;
     while (from < entities.size()) {
         size_t until = from, bytes = 0;
         while (until < entities.size() && (until == from || bytes + entities[until].size() <= entities_bytes_max))
             bytes += entities[until++].size();
         const auto at = entities.begin();
-        link->call(
-            to, CallKind::shard,
-            entities_request({at + static_cast<ptrdiff_t>(from), at + static_cast<ptrdiff_t>(until)}),
-            [](std::string) {}, [](std::optional<Error>) {}, entities_timeout_ms);
+        ask_(to, entities_request({at + static_cast<ptrdiff_t>(from), at + static_cast<ptrdiff_t>(until)}),
+             entities_timeout_ms, [](const Result<std::string>&) {});
         from = until;
     }
 }

@@ -5,7 +5,6 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -16,13 +15,8 @@ namespace mainstay {
 
 class PeerService {
   public:
-    /// Both outlive it. `link` gives null before the cluster is joined.
-    PeerService(NodeContext& node, std::function<Link*()> link) : node_(node), link_(std::move(link)) {}
-    /// The link is not used any more when this returns, though actors may still ask: it may be ended.
-    void stop() {
-        const std::lock_guard lock(mutex_);
-        stopped_ = true;
-    }
+    /// Both outlive it. `ask` asks another node, with calls of kind `shard`.
+    PeerService(NodeContext& node, AskNode ask) : node_(node), ask_(std::move(ask)) {}
 
     /// A call of kind `shard` of another node. An answer follows at once or when the memory's record is committed.
     void serve(const std::string& request, std::shared_ptr<CallReply> reply);
@@ -40,9 +34,7 @@ class PeerService {
 
   private:
     NodeContext& node_;
-    const std::function<Link*()> link_;
-    std::mutex mutex_;  // held while the link is used
-    bool stopped_ = false;
+    const AskNode ask_;
 };
 
 }  // namespace mainstay

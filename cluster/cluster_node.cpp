@@ -137,7 +137,10 @@ Result<void> ClusterNode::start(const std::string& client_address) {
     const std::string host = link.host;
     auto opened = Link::open(std::move(link), *this);
     if (!opened) return opened.error();
-    link_ = std::move(*opened);
+    {
+        const std::lock_guard lock(link_mutex_);
+        link_ = std::move(*opened);
+    }
 
     EtcdSettings etcd = settings_.etcd;
     etcd.cluster = identity_.meta.cluster;
@@ -148,6 +151,7 @@ Result<void> ClusterNode::start(const std::string& client_address) {
     etcd.details.client_address = client_address;
     etcd.details.zone = settings_.zone;
     etcd.details.version = settings_.version;
+    etcd.details.models = settings_.models;
     auto coordinator = EtcdCoordinator::open(std::move(etcd));
     if (!coordinator) return coordinator.error();
     coordinator_ = std::move(*coordinator);
@@ -168,8 +172,42 @@ void ClusterNode::stop() {
     if (coordinator_)
         if (auto left = coordinator_->leave(); !left)
             spdlog::warn("the lease stays until it expires: {}", left.error().message);
-    link_.reset();
+    std::unique_ptr<Link> ending;
+    {
+        const std::lock_guard lock(link_mutex_);
+        ending = std::move(link_);
+    }
+    ending.reset();  // not under the lock: whoever is told that a call ended may make another
     coordinator_.reset();
+}
+
+std::shared_ptr<LinkCall> ClusterNode::call_node(const NodeUuid& to, CallKind kind, std::string request,
+                                                 std::function<void(std::string part)> on_part,
+                                                 std::function<void(std::optional<Error>)> on_end,
+                                                 uint32_t timeout_ms) {
+    {
+        const std::lock_guard lock(link_mutex_);
+        if (link_) return link_->call(to, kind, std::move(request), std::move(on_part), std::move(on_end), timeout_ms);
+    }
+    on_end(Error{ErrorCode::misdirected, "this node has no links now", {}});
+    return nullptr;
+}
+
+void ClusterNode::ask_node(const NodeUuid& to, CallKind kind, std::string request, uint32_t timeout_ms,
+                           std::function<void(Result<std::string>)> done) {
+    auto answer = std::make_shared<std::string>();
+    call_node(
+        to, kind, std::move(request), [answer](std::string part) { *answer += part; },
+        [answer, done = std::move(done)](std::optional<Error> failure) {
+            if (failure) return done(std::move(*failure));
+            done(std::move(*answer));
+        },
+        timeout_ms);
+}
+
+bool ClusterNode::linked(const NodeUuid& node) const {
+    const std::lock_guard lock(link_mutex_);
+    return link_ && link_->connected(node);
 }
 
 // --- from shards and links ------------------------------------------------------------------------------------------
@@ -189,11 +227,11 @@ void ClusterNode::replication(const NodeUuid&, std::vector<ReplicationMessage> m
 }
 
 void ClusterNode::call(const NodeUuid& from, CallKind kind, std::string request, std::shared_ptr<CallReply> reply) {
-    const auto& served = kind == CallKind::hop  ? callbacks_.hop
-                         : kind == CallKind::kv ? callbacks_.kv_call
-                                                : callbacks_.shard_call;
-    if (kind == CallKind::model_step || !served)
-        return reply->end(Error{ErrorCode::peer_refused, "this node does not serve that", {}});
+    const auto& served = kind == CallKind::hop          ? callbacks_.hop
+                         : kind == CallKind::kv         ? callbacks_.kv_call
+                         : kind == CallKind::model_step ? callbacks_.model_step
+                                                        : callbacks_.shard_call;
+    if (!served) return reply->end(Error{ErrorCode::peer_refused, "this node does not serve that", {}});
     served(from, std::move(request), std::move(reply));
 }
 
@@ -260,7 +298,7 @@ std::vector<ClusterNodeInfo> ClusterNode::node_infos() const {
     for (auto& [node, info] : found) {
         info.self = node == identity_.self.name.node;
         info.draining = std::find(view->draining.begin(), view->draining.end(), node) != view->draining.end();
-        info.linked = info.self || (link_ && link_->connected(node));
+        info.linked = info.self || linked(node);
         out.push_back(std::move(info));
     }
     return out;

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,7 +28,8 @@ struct ClusterSettings {
     EtcdSettings etcd;      // cluster, self and details are filled in
     std::string link_address, link_advertise;
     std::string zone, version;
-    ClusterMeta wanted;  // of a new cluster
+    std::vector<std::string> models = {"*"};  // NodeDetails::models
+    ClusterMeta wanted;                       // of a new cluster
     uint32_t lease_ms = limits::node_lease_ms;
 };
 
@@ -49,9 +51,9 @@ struct ClusterCallbacks {
     /// Likewise: a planned hand-over of this shard to that node had better wait.
     std::function<bool(ShardId, const NodeUuid& to)> busy;
     std::function<void(const NodeUuid&)> peer_up;  // link's thread, must not block
-    /// Link's thread, must not block.
+    /// Link's thread, must not block. Null: such calls are refused.
     std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call,
-        kv_call;
+        model_step, kv_call;
 };
 
 class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private LinkHandler {
@@ -62,8 +64,6 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     ~ClusterNode() override;
 
     ShardHost& host() { return host_; }
-    /// Null before start().
-    Link* link() { return link_.get(); }
     const ClusterIdentity& identity() const { return identity_; }
 
     /// Opens the link's port and joins. `client_address`: where clients reach this node.
@@ -72,6 +72,17 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     void leave(uint32_t patience_ms);
     /// Ends all threads; calls under way end with errors.
     void stop();
+
+    /// Asks another node, in the words of Link::call; any thread, at any time. Before start() and after stop() nothing
+    /// is sent: on_end comes at once, with misdirected, and no handle.
+    std::shared_ptr<LinkCall> call_node(const NodeUuid& to, CallKind kind, std::string request,
+                                        std::function<void(std::string part)> on_part,
+                                        std::function<void(std::optional<Error>)> on_end, uint32_t timeout_ms);
+    /// The same for an answer that is used whole.
+    void ask_node(const NodeUuid& to, CallKind kind, std::string request, uint32_t timeout_ms,
+                  std::function<void(Result<std::string>)> done);
+    /// There is a link to it; any thread, at any time.
+    bool linked(const NodeUuid& node) const;
 
     // --- ClusterAdmin, any thread
     uint16_t shard_count() const override { return identity_.meta.shards; }
@@ -105,6 +116,7 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
     const ClusterCallbacks callbacks_;
     ShardHost host_;
     std::unique_ptr<EtcdCoordinator> coordinator_;
+    mutable std::mutex link_mutex_;  // held while others than the host's threads use the link: stop() takes it away
     std::unique_ptr<Link> link_;
     ClusterMetrics metrics_;  // host's thread
     PlacementSelf self_;      // host's thread

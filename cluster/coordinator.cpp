@@ -1,5 +1,7 @@
 #include "cluster/coordinator.h"
 
+#include <algorithm>
+
 #include "runtime/base/digest.h"
 
 namespace mainstay {
@@ -12,6 +14,11 @@ std::optional<uint8_t> hex_digit(char c) {
 }
 
 }  // namespace
+
+bool names_model(const std::vector<std::string>& models, std::string_view model) {
+    return std::any_of(models.begin(), models.end(),
+                       [&](const std::string& name) { return name == "*" || name == model; });
+}
 
 std::string to_text(const NodeUuid& uuid) {
     std::string hex = to_hex({reinterpret_cast<const char*>(uuid.data()), uuid.size()});

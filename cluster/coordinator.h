@@ -80,8 +80,13 @@ struct NodeDetails {
     std::string link_address, client_address;  // HOST:PORT for nodes, URL for clients
     std::string zone, version;                 // failure domain, empty: none; release of Mainstay
     uint64_t capacity = 1;                     // its share of primaries, relative to other nodes
+    std::vector<std::string> models = {
+        "*"};  // on devices of our own, that it computes; "*": all. At most node_models_max
     friend bool operator==(const NodeDetails&, const NodeDetails&) = default;
 };
+
+/// Whether such a list of models, as of NodeDetails or of inference.models, has this one.
+bool names_model(const std::vector<std::string>& models, std::string_view model);
 
 /// What holds for a whole cluster, decided by its first node and never changed.
 struct ClusterMeta {

@@ -154,6 +154,10 @@ Result<std::unique_ptr<EtcdCoordinator>> EtcdCoordinator::open(EtcdSettings sett
          {std::pair{"link_address", &details.link_address}, std::pair{"client_address", &details.client_address},
           std::pair{"zone", &details.zone}, std::pair{"version", &details.version}})
         if (auto checked = check_detail(name, *text); !checked) return checked.error();
+    if (details.models.size() > limits::node_models_max)
+        return {ErrorCode::unsupported_value, "at most node_models_max names of models", "models"};
+    for (const auto& model : details.models)
+        if (auto checked = check_detail("models", model); !checked) return checked.error();
     INVARIANT(settings.page_keys > 0 && settings.lease_ms > 0 && settings.request_timeout_ms > 0, "bounds are not 0");
     return std::unique_ptr<EtcdCoordinator>(new EtcdCoordinator(std::move(settings)));
 }

@@ -85,6 +85,10 @@ struct LinkCall {
     virtual void cancel() = 0;
 };
 
+/// Asks another node for an answer that is used whole; never blocks. `done` comes once, on any thread.
+using AskNode = std::function<void(const NodeUuid& to, std::string request, uint32_t timeout_ms,
+                                   std::function<void(Result<std::string>)> done)>;
+
 /// Totals since open(), but for those that stand as they are.
 struct LinkStats {
     // as they stand

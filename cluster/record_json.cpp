@@ -69,12 +69,20 @@ class Fields {
     }
     std::vector<ReplicaName> replicas(const char* name) {
         std::vector<ReplicaName> out;
-        for (const auto& value : list(name)) out.push_back(replica_of(name, value));
+        for (const auto& value : list(name, limits::replicas_max)) out.push_back(replica_of(name, value));
+        return out;
+    }
+    std::vector<std::string> texts(const char* name, size_t max) {
+        std::vector<std::string> out;
+        for (const auto& value : list(name, max)) {
+            if (!value.is_string()) fail(std::string(name) + " has what is not a text");
+            out.push_back(value.is_string() ? std::string(value.get_string()) : std::string());
+        }
         return out;
     }
     std::vector<NodeUuid> uuids(const char* name) {
         std::vector<NodeUuid> out;
-        for (const auto& value : list(name))
+        for (const auto& value : list(name, limits::replicas_max))
             out.push_back(uuid_of(name, value.is_string() ? std::string(value.get_string()) : std::string()));
         return out;
     }
@@ -87,11 +95,11 @@ class Fields {
         if (!value) fail(std::string(name) + " is missing");
         return value;
     }
-    json::array list(const char* name) {
+    json::array list(const char* name, size_t max) {
         const json::value* value = find(name);
         if (!value) return {};
-        if (!value->is_array() || value->get_array().size() > limits::replicas_max) {
-            fail(std::string(name) + " is not a list of at most " + std::to_string(limits::replicas_max));
+        if (!value->is_array() || value->get_array().size() > max) {
+            fail(std::string(name) + " is not a list of at most " + std::to_string(max));
             return {};
         }
         return value->get_array();
@@ -175,6 +183,9 @@ std::string to_json(const NodeEntry& entry) {
     out["zone"] = entry.details.zone;
     out["version"] = entry.details.version;
     out["capacity"] = entry.details.capacity;
+    json::array models;
+    for (const auto& name : entry.details.models) models.push_back(json::string(name));
+    out["models"] = std::move(models);
     return json::serialize(out);
 }
 
@@ -187,6 +198,8 @@ Result<NodeEntry> node_entry_from_json(std::string_view key, std::string_view te
     out.details.zone = fields.text("zone");
     out.details.version = fields.text("version");
     out.details.capacity = fields.number("capacity", std::numeric_limits<uint64_t>::max());
+    // A release that did not know the word computes every model.
+    if (fields.has("models")) out.details.models = fields.texts("models", limits::node_models_max);
     if (!fields.ok()) return fields.error();
     return out;
 }

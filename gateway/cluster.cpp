@@ -75,7 +75,11 @@ void append_node(JsonWriter& writer, const ClusterNodeInfo& info) {
     writer.raw(",\"client_address\":").string_or_null(info.details.client_address);
     writer.raw(",\"zone\":").string_or_null(info.details.zone);
     writer.raw(",\"version\":").string_or_null(info.details.version);
-    writer.raw(",\"capacity\":").number(info.details.capacity);
+    writer.raw(",\"capacity\":").number(info.details.capacity).raw(",\"models\":");
+    if (info.live)
+        list(writer, info.details.models, [&writer](const std::string& name) { writer.string(name); });
+    else
+        writer.raw("null");
     writer.raw(",\"primaries\":").number(uint64_t{info.primaries});
     writer.raw(",\"in_sync\":").number(uint64_t{info.in_sync});
     writer.raw(",\"copies\":").number(uint64_t{info.copies}).raw("}");

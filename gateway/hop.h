@@ -35,7 +35,7 @@
 
 namespace mainstay {
 
-/// How a request gets to another node: the link (gateway/hop_link.h), or in tests anything.
+/// How a request gets to another node: the link between nodes, or in tests anything.
 class HopCaller {
   public:
     virtual ~HopCaller() = default;

@@ -114,6 +114,18 @@ void list_decisions(CliContext& context, const std::string& shard, size_t limit)
     print_decisions(context.streams.out, data_of(answer), false);
 }
 
+/// What a node computes on devices of our own.
+std::string models_of(const json::value& node, size_t max) {
+    const auto* models = node.as_object().if_contains("models");
+    if (!models || !models->is_array()) return "-";
+    std::string out;
+    for (const auto& name : models->get_array()) {
+        const std::string one = text_of(name);
+        out += (out.empty() ? "" : ", ") + (one == "*" ? "all" : one);
+    }
+    return out.empty() ? "none" : shortened_to(printable(out, false), max);
+}
+
 void list_nodes(CliContext& context) {
     const auto answer = context.client.call("GET", "/v1/cluster/nodes");
     const auto& data = data_of(answer);
@@ -122,10 +134,11 @@ void list_nodes(CliContext& context) {
     for (const auto& node : data)
         rows.push_back({short_uuid(text_at(node, "id")) + (is(node, "self") ? " *" : ""), state_of(node),
                         or_dash(cell(node, "zone", 24)), cell(node, "capacity"), cell(node, "primaries"),
-                        cell(node, "in_sync"), cell(node, "copies"), or_dash(cell(node, "client_address", 48)),
-                        or_dash(cell(node, "version", 16))});
+                        cell(node, "in_sync"), cell(node, "copies"), models_of(node, 24),
+                        or_dash(cell(node, "client_address", 48)), or_dash(cell(node, "version", 16))});
     print_table(context.streams.out,
-                {"NODE", "STATE", "ZONE", "CAPACITY", "PRIMARIES", "IN SYNC", "COPIES", "ADDRESS", "VERSION"}, rows);
+                {"NODE", "STATE", "ZONE", "CAPACITY", "PRIMARIES", "IN SYNC", "COPIES", "MODELS", "ADDRESS", "VERSION"},
+                rows);
 }
 
 void show_node(CliContext& context, const std::string& name) {
@@ -140,6 +153,7 @@ void show_node(CliContext& context, const std::string& name) {
                                        {"for nodes", or_dash(cell(node, "link_address", 200))},
                                        {"version", or_dash(cell(node, "version"))},
                                        {"capacity", cell(node, "capacity")},
+                                       {"computes", models_of(node, 400)},
                                        {"primaries", cell(node, "primaries")},
                                        {"in sync", cell(node, "in_sync") + " of " + cell(node, "copies") + " copies"}});
 }

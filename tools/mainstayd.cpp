@@ -28,7 +28,7 @@
 #include "cluster/local_coordinator.h"
 #include "cluster/replicated_store.h"
 #include "gateway/actor_bridge.h"
-#include "gateway/hop_link.h"
+#include "gateway/hop.h"
 #include "gateway/hop_server.h"
 #include "gateway/server.h"
 #include "runtime/agent/agent_file.h"
@@ -173,6 +173,7 @@ ClusterSettings cluster_settings(const Settings& settings) {
     out.link_address = settings.link_address;
     out.link_advertise = settings.link_advertise;
     out.zone = settings.zone;
+    out.models = settings.computed_models;
     out.version = build_version();
     out.wanted.shards = static_cast<uint16_t>(settings.shards);
     out.wanted.replicas = static_cast<uint32_t>(settings.replicas);
@@ -181,18 +182,25 @@ ClusterSettings cluster_settings(const Settings& settings) {
     return out;
 }
 
-/// The link is there when the cluster is joined, and a door may be asked before.
 class ClusterHops final : public HopCaller {
   public:
     explicit ClusterHops(ClusterNode& cluster) : cluster_(cluster) {}
     std::shared_ptr<LinkCall> call(const NodeUuid& to, std::string request, std::function<void(std::string)> on_part,
                                    std::function<void(std::optional<Error>)> on_end) override {
-        return LinkHopCaller(*cluster_.link()).call(to, std::move(request), std::move(on_part), std::move(on_end));
+        return cluster_.call_node(to, CallKind::hop, std::move(request), std::move(on_part), std::move(on_end), 0);
     }
 
   private:
     ClusterNode& cluster_;
 };
+
+/// For rooms that are made before the cluster's node, which is there before anybody asks.
+AskNode asking(std::optional<ClusterNode>& cluster, CallKind kind) {
+    return [&cluster, kind](const NodeUuid& to, std::string request, uint32_t timeout_ms,
+                            std::function<void(Result<std::string>)> done) {
+        cluster->ask_node(to, kind, std::move(request), timeout_ms, std::move(done));
+    };
+}
 
 KvTransferConfig kv_transfer_config(ModelScheduler& models, const Clock& clock, uint16_t shards,
                                     std::optional<ClusterNode>& cluster) {
@@ -200,19 +208,7 @@ KvTransferConfig kv_transfer_config(ModelScheduler& models, const Clock& clock, 
     out.models = &models;
     out.clock = &clock;
     out.shards = shards;
-    out.ask = [&cluster](const NodeUuid& to, std::string request, uint32_t timeout_ms,
-                         std::function<void(Result<std::string>)> done) {
-        Link* link = cluster->link();
-        if (!link) return done(Error{ErrorCode::misdirected, "the cluster is not joined", {}});
-        auto answer = std::make_shared<std::string>();
-        link->call(
-            to, CallKind::kv, std::move(request), [answer](std::string part) { *answer += part; },
-            [answer, done = std::move(done)](std::optional<Error> failure) {
-                if (failure) return done(std::move(*failure));
-                done(std::move(*answer));
-            },
-            timeout_ms);
-    };
+    out.ask = asking(cluster, CallKind::kv);
     out.others = [&cluster] {
         std::vector<NodeUuid> nodes;
         if (const auto view = cluster->host().view())
@@ -384,7 +380,7 @@ int serve(const Settings& settings) {
         callbacks.kv_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
             kv_transfer->serve(std::move(request), std::move(reply));
         };
-        peers.emplace(node, [&] { return cluster->link(); });
+        peers.emplace(node, asking(cluster, CallKind::shard));
         callbacks.shard_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
             peers->serve(request, std::move(reply));
         };
@@ -465,7 +461,6 @@ int serve(const Settings& settings) {
         }
     }
     if (kv_transfer) kv_transfer->stop();
-    if (peers) peers->stop();
     if (cluster) cluster->stop();
     {
         EndWithin patience(store, stop_seconds);

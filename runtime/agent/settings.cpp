@@ -87,6 +87,7 @@ const std::vector<Row>& rows() {
         {"agents", "directory", Text{&Settings::agents_directory, true}},
         {"agents", "default_agent", Text{&Settings::default_agent}},
         {"models", "directory", Text{&Settings::models_directory, true}},
+        {"inference", "models", Texts{&Settings::computed_models, limits::node_models_max}},
         {"metrics", "without_key", Flag{&Settings::metrics_without_key}},
         {"cluster", "coordinator",
          Choice{{"local", "etcd"},

@@ -49,6 +49,8 @@ struct Settings {
     std::string agents_directory = "agents";  // relative to the settings file
     std::string default_agent = "assistant";
     std::string models_directory = "models";
+    // [inference]
+    std::vector<std::string> computed_models = {"*"};  // on devices of our own, by this node; "*": all
     // [metrics]
     bool metrics_without_key = true;  // /metrics, /healthz and /readyz, on a loopback listener only
     // [cluster]

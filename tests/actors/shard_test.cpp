@@ -195,7 +195,7 @@ text = "{tool}"
     REQUIRE(here.shard(memory) != here.shard(key));
 
     // The other node is this one as well: what is asked of it is served by the same actors.
-    PeerService peers(here.node.node(), [] { return nullptr; });
+    PeerService peers(here.node.node(), {});
     std::vector<ToolCall> asked;
     here.node.node().memory_elsewhere = [&](const ShardPlace& place, const ToolCall& call,
                                             std::function<void(ToolOutcome)> done) {
@@ -237,7 +237,7 @@ text = "{tool}"
 
 TEST_CASE("shard: a peer's entities come into the catalogue, and what is no request changes nothing") {
     Clustered here;
-    PeerService peers(here.node.node(), [] { return nullptr; });
+    PeerService peers(here.node.node(), {});
     AgentSpec spec;
     const auto parsed = parse_agent("name = \"new\"\nmodel = \"plain\"\n", Syntax::toml);
     REQUIRE(parsed.ok());

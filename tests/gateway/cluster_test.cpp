@@ -34,7 +34,7 @@ struct ClusterDoor {
         cluster.status_now.problems = {"shard 7: \"one\" copy"};
         ClusterNodeInfo node;
         node.node = {{uuid_of(0xa1), uuid_of(0xd1)}, 0xfedcba9876543210};
-        node.details = {"10.0.0.1:7000", "http://10.0.0.1:8080", "zone-a", "0.1.0", 2};
+        node.details = {"10.0.0.1:7000", "http://10.0.0.1:8080", "zone-a", "0.1.0", 2, {"small", "large"}};
         node.live = node.self = node.linked = true;
         node.primaries = 5;
         node.in_sync = 15;
@@ -159,6 +159,7 @@ TEST_CASE("cluster: nodes are listed and shown, by a beginning of their uuid tha
     CHECK(node.at("link_address") == "10.0.0.1:7000");
     CHECK(node.at("client_address") == "http://10.0.0.1:8080");
     CHECK(node.at("capacity") == 2);
+    CHECK(boost::json::serialize(node.at("models")) == R"(["small","large"])");
     CHECK(node.at("primaries") == 5);
     CHECK(node.at("in_sync") == 15);
     CHECK(node.at("copies") == 16);
@@ -167,6 +168,7 @@ TEST_CASE("cluster: nodes are listed and shown, by a beginning of their uuid tha
     CHECK(gone.at("incarnation").is_null());
     CHECK(gone.at("disk").is_null());
     CHECK(gone.at("zone").is_null());
+    CHECK(gone.at("models").is_null());
     for (const auto& name : {std::string("a1cd"), std::string("a1cd0000-0000"), first_text})
         CHECK(door.running.ask("GET", "/v1/cluster/nodes/" + name).json().at("id") == first_text.c_str());
     CHECK(door.running.ask("GET", "/v1/cluster/nodes/" + third_text).json().at("id") == third_text.c_str());
