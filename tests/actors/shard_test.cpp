@@ -195,7 +195,9 @@ text = "{tool}"
     REQUIRE(here.shard(memory) != here.shard(key));
 
     // The other node is this one as well: what is asked of it is served by the same actors.
-    PeerService peers(here.node.node(), {});
+    PeerService peers(here.node.node(), [](const NodeUuid&, const std::string&, uint32_t, const auto& done) {
+        done(Error{ErrorCode::misdirected, "no link", {}});
+    });
     std::vector<ToolCall> asked;
     here.node.node().memory_elsewhere = [&](const ShardPlace& place, const ToolCall& call,
                                             std::function<void(ToolOutcome)> done) {
@@ -211,7 +213,7 @@ text = "{tool}"
     CHECK(said(got->value()) == "remembered elsewhere");
     REQUIRE(asked.size() == 1);
 
-    // The bytes that call_memory would send, by way of a link that is not there: refused as surely not done.
+    // By way of a link that is not there: refused as surely not done.
     ToolOutcome outcome;
     peers.call_memory(here.leads.find(here.shard(memory)), asked[0], [&](ToolOutcome told) { outcome = told; });
     CHECK(outcome.kind == ToolOutcome::Kind::failed);

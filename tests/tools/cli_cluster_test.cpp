@@ -25,7 +25,7 @@ const std::string node_json =
     R"({"object":"cluster.node","id":")" + one +
     R"(","disk":null,"incarnation":"00000000000000ff","live":true,"self":true,"draining":true,"linked":false,
     "link_address":"10.0.0.1:7000","client_address":"http://10.0.0.1:8080","zone":"a\u001b[31m","version":"0.1.0","capacity":2,
-    "primaries":5,"in_sync":15,"copies":16})";
+    "models":["small","*"],"primaries":5,"in_sync":15,"copies":16})";
 const std::string gone_json =
     R"({"object":"cluster.node","id":")" + two +
     R"(","disk":null,"incarnation":null,"live":false,"self":false,"draining":false,"linked":false,"link_address":null,
@@ -88,14 +88,16 @@ TEST_CASE("cli: nodes are listed and shown, drain and take part again") {
     const StubDoor stub(door);
     const auto list = run_at(stub, {"node", "list"});
     CHECK(list.status == 0);
-    CHECK(
-        has(list.out, "a1cd0000 *  live, draining  a[31m  2         5          15       16      http://10.0.0.1:8080"));
-    CHECK(has(list.out, "b2cd0000    gone            -      1         0          3        4       -"));
+    CHECK(has(
+        list.out,
+        "a1cd0000 *  live, draining  a[31m  2         5          15       16      small, all  http://10.0.0.1:8080"));
+    CHECK(has(list.out, "b2cd0000    gone            -      1         0          3        4       -           -"));
     CHECK(boost::json::parse(run_at(stub, {"nodes", "list", "-o", "json"}).out).as_array().size() == 2);
     const auto shown = run_at(stub, {"node", "show", "a1cd"});
     CHECK(has(shown.out, one));
     CHECK(has(shown.out, "live, draining, this one answers"));
     CHECK(has(shown.out, "15 of 16 copies"));
+    CHECK(has(shown.out, "small, all"));
     CHECK(run_at(stub, {"node", "show", "ffff"}).status == 3);
     CHECK(run_at(stub, {"node", "drain", "a1cd"}).error ==
           "node " + one + " drains: 5 primaries and 16 copies go elsewhere\n");

@@ -67,6 +67,9 @@ TEST_CASE("settings: host names are a list in the file and separated by commas i
     REQUIRE_MESSAGE(from_environment.ok(), from_environment.error().message);
     CHECK(from_environment->allowed_hosts == std::vector<std::string>{"b.example", "c.example"});
     CHECK(parse(file, {"MAINSTAY_LISTEN__ALLOWED_HOSTS="})->allowed_hosts.empty());
+    CHECK(parse(file)->computed_models == std::vector<std::string>{"*"});
+    CHECK(parse(file, {"MAINSTAY_INFERENCE__MODELS="})->computed_models.empty());
+    CHECK(parse("[inference]\nmodels = [\"a\", \"b\"]\n")->computed_models == std::vector<std::string>{"a", "b"});
     for (const char* bad : {"a.example:80", "http://a", "", "[]", "a b"}) {
         CAPTURE(bad);
         CHECK(error_of("[listen]\nallowed_hosts = [\"" + std::string(bad) + "\"]\n").code ==
