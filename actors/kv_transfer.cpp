@@ -429,7 +429,7 @@ void KvTransfer::Worker::forget_some(const NodeUuid& to) {
 }
 
 void KvTransfer::Worker::session_deleted(const SessionKey& session) {
-    if (config_.models->own_models().empty()) return;
+    if (!config_.any_model()) return;
     std::vector<NodeUuid> others;
     moves_->outside([&] { others = config_.others(); });
     for (const NodeUuid& node : others) forget(node, {session});

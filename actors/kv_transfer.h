@@ -28,7 +28,9 @@ struct KvTransferConfig {
     ModelScheduler* models = nullptr;
     const Clock* clock = nullptr;
     uint16_t shards = 1;
-    AskNode ask;                                    // with calls of kind `kv`
+    AskNode ask;  // with calls of kind `kv`
+    /// Whether any model of this cluster runs on devices of our own: else no node has anything of any session.
+    std::function<bool()> any_model;
     std::function<std::vector<NodeUuid>()> others;  // nodes that live, but this one
     std::function<void()> moved;                    // a hand-over that waited need not any more; may be empty
 };

@@ -79,6 +79,7 @@ struct SubmitTurn {
     std::optional<TurnNo> after;           // previous_response_id
     SessionId fork_child;                  // id to use should `after` not be the idle tip
     std::optional<Compacted> inherited;    // with a `create` that forks: where the parent's prompts begin
+    std::optional<Decision> placed;        // with a `create`: why the session is where it is
     ReplyTo<TurnAnswer> done;
     SubscriptionPtr stream;
 };

@@ -6,6 +6,7 @@
 
 #include "actors/messages.h"
 #include "actors/own_model.h"
+#include "cluster/coordinator.h"
 #include "runtime/base/digest.h"
 #include "runtime/inference/device_set.h"
 #include "runtime/inference/model_error.h"
@@ -42,9 +43,60 @@ class ModelScheduler::Sink final : public ModelSink {
     std::atomic<Stage> stage_{Stage::submitting};
 };
 
+/// A step on a model of this node, whoever asked for it.
+class ModelScheduler::HereSink final : public ModelSink {
+  public:
+    HereSink(ModelScheduler& scheduler, std::shared_ptr<ModelSink> sink)
+        : scheduler_(scheduler), sink_(std::move(sink)) {}
+    void delta(uint64_t request_id, std::string text) override { sink_->delta(request_id, std::move(text)); }
+    void done(uint64_t request_id, ModelResult result) override {
+        scheduler_.left_here(request_id);
+        sink_->done(request_id, std::move(result));
+    }
+    void failed(uint64_t request_id, ModelError error) override {
+        scheduler_.left_here(request_id);
+        sink_->failed(request_id, std::move(error));
+    }
+    void paused(uint64_t request_id, StepTokens so_far) override {
+        scheduler_.left_here(request_id);
+        sink_->paused(request_id, std::move(so_far));
+    }
+
+  private:
+    ModelScheduler& scheduler_;
+    const std::shared_ptr<ModelSink> sink_;
+};
+
+class ModelScheduler::OwnDevices final : public TextDevice {
+  public:
+    explicit OwnDevices(ModelScheduler& scheduler) : scheduler_(scheduler) {}
+    void submit(ModelRequest request, std::shared_ptr<ModelSink> sink) override {
+        scheduler_.run_here(std::move(request), sink);
+    }
+    void cancel(uint64_t request_id) override {
+        if (const auto device = scheduler_.device_here(request_id)) device->cancel(request_id);
+        scheduler_.left_here(request_id);
+    }
+    bool pause(uint64_t request_id) override {
+        const auto device = scheduler_.device_here(request_id);
+        return device && device->pause(request_id);
+    }
+    void session_idle(const SessionKey& session) override {
+        for (const auto& model : scheduler_.own_models()) model->session_idle(session);
+    }
+    void session_deleted(const SessionKey& session) override { scheduler_.forget_session(session); }
+
+  private:
+    ModelScheduler& scheduler_;
+};
+
 ModelScheduler::ModelScheduler(Metrics& metrics, size_t in_flight_max, std::shared_ptr<HttpClient> http,
                                uint32_t stall_timeout_ms)
-    : metrics_(metrics), in_flight_max_(in_flight_max), stall_timeout_ms_(stall_timeout_ms), http_(std::move(http)) {}
+    : metrics_(metrics),
+      in_flight_max_(in_flight_max),
+      stall_timeout_ms_(stall_timeout_ms),
+      http_(std::move(http)),
+      own_devices_(std::make_unique<OwnDevices>(*this)) {}
 ModelScheduler::~ModelScheduler() {
     stop();
     {
@@ -127,10 +179,8 @@ void ModelScheduler::retire_idle() {
     for (auto& [name, versions] : own_) {
         std::erase_if(versions, [&](const OwnEntry& entry) {
             if (!entry.retired) return false;
-            const bool runs = std::any_of(in_flight_.begin(), in_flight_.end(), [&](const auto& flight) {
-                return flight.second.device == entry.device.get();
-            });
-            return !runs;
+            return std::none_of(here_.begin(), here_.end(),
+                                [&](const auto& step) { return step.second == entry.device; });
         });
     }
 }
@@ -138,11 +188,49 @@ void ModelScheduler::retire_idle() {
 void ModelScheduler::load(const ModelPtr& model) {
     if (!runs_on_own_device(*model)) return;
     std::lock_guard lock(mutex_);
-    own_model(model);
+    if (names_model(own_config_.computed, model->name)) own_model(model);
+}
+
+TextDevice& ModelScheduler::own_devices() { return *own_devices_; }
+
+void ModelScheduler::run_here(ModelRequest request, const std::shared_ptr<ModelSink>& sink) {
+    const uint64_t id = request.request_id;
+    const std::string& name = request.model->name;
+    std::shared_ptr<OwnModel> device;
+    ModelError error = make_model_error(ErrorClass::lost, "the node is starting or stopping");
+    {
+        std::lock_guard lock(mutex_);
+        if (names_model(own_config_.computed, name))
+            device = own_model(request.model);
+        else
+            error = {ErrorClass::invalid, ErrorCode::model_unavailable,
+                     "this node does not compute the model " + name + " (inference.models)", 0};
+        if (device) here_[id] = device;
+    }
+    if (!device) return sink->failed(id, std::move(error));
+    device->submit(std::move(request), std::make_shared<HereSink>(*this, sink));
+}
+
+std::shared_ptr<OwnModel> ModelScheduler::device_here(uint64_t request_id) const {
+    std::lock_guard lock(mutex_);
+    const auto found = here_.find(request_id);
+    return found == here_.end() ? nullptr : found->second;
+}
+
+void ModelScheduler::left_here(uint64_t request_id) {
+    std::lock_guard lock(mutex_);
+    if (here_.erase(request_id) > 0) retire_idle();
+}
+
+uint32_t ModelScheduler::steps_here(const std::string& model) const {
+    std::lock_guard lock(mutex_);
+    return uint32_t(
+        std::count_if(here_.begin(), here_.end(), [&](const auto& step) { return step.second->name() == model; }));
 }
 
 void ModelScheduler::session_idle(const SessionKey& session) {
-    for (const auto& model : own_models()) model->session_idle(session);
+    own_devices_->session_idle(session);
+    if (placed_) placed_->session_idle(session);
 }
 
 std::shared_ptr<OwnModel> ModelScheduler::own_model_named(const std::string& name) const {
@@ -153,6 +241,7 @@ std::shared_ptr<OwnModel> ModelScheduler::own_model_named(const std::string& nam
 
 void ModelScheduler::session_deleted(const SessionKey& session) {
     forget_session(session);
+    if (placed_) placed_->session_deleted(session);
     if (told_of_deleted_) told_of_deleted_(session);
 }
 
@@ -212,9 +301,11 @@ void ModelScheduler::drain_worker(const std::string& model, uint32_t worker, boo
 /// Under the lock.
 TextDevice* ModelScheduler::device_of(const ModelPtr& model, ModelError& error) {
     if (runs_on_own_device(*model)) {
-        const auto own = own_model(model);
-        if (!own) error = make_model_error(ErrorClass::lost, "the node is starting or stopping");
-        return own.get();
+        if (!system_) {
+            error = make_model_error(ErrorClass::lost, "the node is starting or stopping");
+            return nullptr;
+        }
+        return placed_ ? placed_ : own_devices_.get();
     }
     auto& slot = devices_[model->version];
     if (!slot) {
@@ -275,10 +366,7 @@ std::optional<ModelScheduler::Waiting> ModelScheduler::give_place_on(uint64_t re
     bounded_ -= !own;
     in_flight_.erase(left);
     metrics_.model_requests_in_flight(in_flight_.size());
-    if (own) {
-        retire_idle();
-        return std::nullopt;
-    }
+    if (own) return std::nullopt;
     if (waiting_.empty() || bounded_ >= in_flight_max_) return std::nullopt;
     Waiting next = std::move(waiting_.front());
     waiting_.pop_front();

@@ -32,6 +32,7 @@ struct OwnModelsConfig {
     const Clock* clock = nullptr;
     bool detached = true;  // false: on the actor system's scheduler (tests)
     uint32_t step_timeout_ms = limits::device_step_timeout_ms;
+    std::vector<std::string> computed = {"*"};  // names of those that this node computes; "*": all. It loads no others
 };
 
 class ModelScheduler {
@@ -46,6 +47,13 @@ class ModelScheduler {
 
     /// Makes models on devices of our own possible; before it, and after stop(), they are refused as unavailable.
     void attach(caf::actor_system& system, OwnModelsConfig config);
+    /// Steps of models on devices of our own go by way of `placed` instead, which decides where they run and may use
+    /// own_devices(). Before any session runs; it outlives them.
+    void place_steps(TextDevice& placed) { placed_ = &placed; }
+    /// This node's own devices as one, for steps of anybody. A model that this node does not compute is refused.
+    TextDevice& own_devices();
+    /// Steps of a model that run or wait on them.
+    uint32_t steps_here(const std::string& model) const;
     /// Ends the actors of own models, before the actor system ends.
     void stop();
     /// Loads a model on devices of our own now instead of at its first step. Others: nothing.
@@ -78,6 +86,8 @@ class ModelScheduler {
 
   private:
     class Sink;
+    class OwnDevices;
+    class HereSink;
     struct OwnEntry {
         std::shared_ptr<OwnModel> device;
         uint64_t version = 0;
@@ -90,6 +100,9 @@ class ModelScheduler {
     TextDevice* device_of(const ModelPtr& model, ModelError& error);
     std::shared_ptr<OwnModel> own_model(const ModelPtr& model);
     void retire_idle();
+    void run_here(ModelRequest request, const std::shared_ptr<ModelSink>& sink);
+    std::shared_ptr<OwnModel> device_here(uint64_t request_id) const;
+    void left_here(uint64_t request_id);
     void start(Waiting first);
     std::optional<Waiting> give_place_on(uint64_t request_id);
     void finished(uint64_t request_id);
@@ -111,6 +124,9 @@ class ModelScheduler {
     std::function<void(const SessionKey&)> told_of_deleted_;
     std::unordered_map<std::string, std::vector<OwnEntry>> own_;  // by name; the newest version last
     std::vector<std::shared_ptr<OwnModel>> stopped_;
+    std::unordered_map<uint64_t, std::shared_ptr<OwnModel>> here_;  // steps on own models, by request
+    const std::unique_ptr<OwnDevices> own_devices_;
+    TextDevice* placed_ = nullptr;  // null: steps run here
     // Last, so that they are destroyed first: their threads call back into what is above.
     std::unordered_map<uint64_t, std::unique_ptr<TextDevice>> devices_;  // by digest of the model's specification
 };

@@ -10,6 +10,7 @@
 
 #include "actors/agent_tools.h"
 #include "actors/shard_activity.h"
+#include "actors/step_placement.h"
 #include "cluster/shard_directory.h"
 #include "runtime/agent/catalogue.h"
 #include "runtime/base/clock.h"
@@ -64,6 +65,10 @@ struct NodeContext {
     std::function<void(const NodeUuid& to, const std::vector<std::string>& entities)> give_entities{};
     /// Called when this node begins to lead a shard, before its sessions are taken up. Null: the node is alone.
     std::function<void(ShardId)> shard_led{};
+
+    /// Which node would compute a step of a session's on devices of our own. Null: the node is alone. Any thread.
+    std::function<std::optional<StepChoice>(const SessionKey&, const std::string& model)> step_place{};
+    bool computes_every_model = true;  // so that what is asked for here needs no other node
 
     // Set by the node supervisor when it has spawned them.
     caf::actor tool_worker{}, timer{}, router{}, user_memories{};

@@ -290,6 +290,7 @@ void SessionActor::on(SubmitTurn& ask) {
     submit.input.options = ask.request.options;
     submit.create = ask.create;
     submit.inherited = std::move(ask.inherited);
+    submit.placed = std::move(ask.placed);
     submit.after_turn = ask.after;
     if (ask.key) {
         // What is forgotten here is in the store, so it is looked for there only after that: else neither would know

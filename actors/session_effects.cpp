@@ -261,6 +261,7 @@ void SessionActor::model_settled(ModelSettled& settled) {
         done.model = std::move(result->model);
         done.finish_reason = std::move(result->finish_reason);
         done.tokens = std::move(result->tokens);
+        if (result->placed) done.placed = Decision{"placed", result->placed->where, result->placed->why};
         for (auto& call : result->calls) {
             done.calls.push_back(plan_call(flight.tools->exposed, flight.tools->client_functions,
                                            {std::move(call.call_id), std::move(call.name), std::move(call.arguments)}));

@@ -65,6 +65,8 @@ class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private 
 
     ShardHost& host() { return host_; }
     const ClusterIdentity& identity() const { return identity_; }
+    /// As it was last read; null: never.
+    std::shared_ptr<const ClusterView> view() const { return host_.view(); }
 
     /// Opens the link's port and joins. `client_address`: where clients reach this node.
     Result<void> start(const std::string& client_address);

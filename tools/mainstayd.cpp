@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <caf/actor_system.hpp>
 #include <caf/actor_system_config.hpp>
 #include <chrono>
@@ -24,6 +25,8 @@
 #include "actors/node_fold.h"
 #include "actors/node_supervisor.h"
 #include "actors/peer_service.h"
+#include "actors/remote_model.h"
+#include "actors/step_service.h"
 #include "cluster/cluster_node.h"
 #include "cluster/local_coordinator.h"
 #include "cluster/replicated_store.h"
@@ -202,10 +205,14 @@ AskNode asking(std::optional<ClusterNode>& cluster, CallKind kind) {
     };
 }
 
-KvTransferConfig kv_transfer_config(ModelScheduler& models, const Clock& clock, uint16_t shards,
-                                    std::optional<ClusterNode>& cluster) {
+KvTransferConfig kv_transfer_config(ModelScheduler& models, const Catalogue& catalogue, const Clock& clock,
+                                    uint16_t shards, std::optional<ClusterNode>& cluster) {
     KvTransferConfig out;
     out.models = &models;
+    out.any_model = [&catalogue] {
+        const auto all = catalogue.models();
+        return std::any_of(all.begin(), all.end(), [](const ModelPtr& model) { return runs_on_own_device(*model); });
+    };
     out.clock = &clock;
     out.shards = shards;
     out.ask = asking(cluster, CallKind::kv);
@@ -217,6 +224,56 @@ KvTransferConfig kv_transfer_config(ModelScheduler& models, const Clock& clock, 
         return nodes;
     };
     out.moved = [&cluster] { cluster->host().look(); };
+    return out;
+}
+
+/// The nodes that live, as the newest view of the cluster has them.
+StepNodes nodes_for_steps(const ClusterNode& cluster) {
+    const auto view = cluster.view();
+    const NodeUuid& self = cluster.identity().self.name.node;
+    auto out = std::make_shared<std::vector<StepNode>>();
+    for (size_t i = 0; view && i < view->nodes.size(); ++i) {
+        const NodeUuid& node = view->nodes[i].name.node;
+        const auto& draining = view->draining;
+        // Two leases of a node are two lives of its process: the newer one counts.
+        if (!out->empty() && out->back().node == node) out->pop_back();
+        out->push_back({node, view->details[i].models,
+                        std::find(draining.begin(), draining.end(), node) != draining.end(),
+                        node == self || cluster.linked(node)});
+    }
+    return out;
+}
+
+RemoteModelConfig remote_model_config(ModelScheduler& models, const Clock& clock, Metrics& metrics,
+                                      std::optional<ClusterNode>& cluster, const NodeUuid& self) {
+    RemoteModelConfig out;
+    out.self = self;
+    out.clock = &clock;
+    out.here = &models.own_devices();
+    out.nodes = [&cluster] { return nodes_for_steps(*cluster); };
+    out.call = [&cluster](const NodeUuid& to, std::string request, std::function<void(std::string)> on_part,
+                          std::function<void(std::optional<Error>)> on_end, uint32_t timeout_ms) {
+        return cluster->call_node(to, CallKind::model_step, std::move(request), std::move(on_part), std::move(on_end),
+                                  timeout_ms);
+    };
+    out.registry = &metrics.registry();
+    return out;
+}
+
+StepServiceConfig step_service_config(NodeContext& node, const Settings& settings) {
+    StepServiceConfig out;
+    out.devices = &node.models.own_devices();
+    out.clock = &node.clock;
+    out.model = [&node, computed = settings.computed_models](const std::string& name, uint64_t version) {
+        auto model = names_model(computed, name) ? node.catalogue.model(name, version) : nullptr;
+        return model && runs_on_own_device(*model) ? model : nullptr;
+    };
+    out.load = [&node](const std::string& name) {
+        const auto model = node.catalogue.model(name);
+        return HostLoad{node.models.steps_here(name), model ? std::max(1u, model->own.devices) : 1};
+    };
+    out.next_request = [&node] { return node.next_request.fetch_add(1, std::memory_order_relaxed); };
+    out.registry = &node.metrics.registry();
     return out;
 }
 
@@ -356,12 +413,15 @@ int serve(const Settings& settings) {
     caf_config.set("scheduler.max-threads", uint64_t{std::max(1u, std::thread::hardware_concurrency() / 2)});
     caf::actor_system system{caf_config};
     NodeContext node{store, catalogue, models, tools, clock, random, metrics, options};
+    node.computes_every_model = names_model(settings.computed_models, "*");
     caf::actor supervisor;
     std::shared_ptr<HopServer> hop_server;
     std::optional<ClusterNode> cluster;
     std::optional<ClusterHops> hops;
     std::optional<PeerService> peers;
     std::optional<KvTransfer> kv_transfer;
+    std::optional<RemoteModel> remote_model;
+    std::optional<StepService> step_service;
     const ShardId entity_shard = shard_of(SessionKey{entity_tenant, {}}, shard_count);
     // A scan of the store does not belong on the link's thread.
     const auto entities_wanted = [&](const NodeUuid& peer) { caf::anon_send(supervisor, EntitiesWanted{peer}); };
@@ -370,7 +430,7 @@ int serve(const Settings& settings) {
         callbacks.led = [&](ShardId shard, Epoch epoch) { caf::anon_send(supervisor, ShardLed{shard, epoch}); };
         callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
         node.activity = ShardActivity(shard_count);
-        kv_transfer.emplace(system, kv_transfer_config(models, clock, identity->meta.shards, cluster));
+        kv_transfer.emplace(system, kv_transfer_config(models, catalogue, clock, identity->meta.shards, cluster));
         models.on_deleted([&](const SessionKey& session) { kv_transfer->session_deleted(session); });
         callbacks.busy = [&, activity = node.activity](ShardId shard, const NodeUuid& to) {
             // Blocks go ahead once for a hand-over, beside tool calls: neither waits for the other.
@@ -386,6 +446,15 @@ int serve(const Settings& settings) {
         };
         callbacks.peer_up = [&](const NodeUuid& peer) {
             if (node.place_of(entity_shard).where == ShardPlace::Where::here) entities_wanted(peer);
+        };
+        remote_model.emplace(remote_model_config(models, clock, metrics, cluster, identity->self.name.node));
+        models.place_steps(*remote_model);
+        node.step_place = [&](const SessionKey& session, const std::string& model) {
+            return remote_model->place(session, model);
+        };
+        step_service.emplace(system, step_service_config(node, settings));
+        callbacks.model_step = [&](const NodeUuid& from, std::string request, std::shared_ptr<CallReply> reply) {
+            step_service->serve(from, std::move(request), std::move(reply));
         };
         callbacks.hop = [&](const NodeUuid& from, std::string request, std::shared_ptr<CallReply> reply) {
             hop_server->call(from, std::move(request), std::move(reply));
@@ -414,7 +483,9 @@ int serve(const Settings& settings) {
             if (shard == entity_shard) journal_catalogue(node, node.place_of(shard).epoch);
         };
     }
-    models.attach(system, {settings.models_directory, settings.directory + "/kv", &clock});
+    OwnModelsConfig own_models{settings.models_directory, settings.directory + "/kv", &clock};
+    own_models.computed = settings.computed_models;
+    models.attach(system, std::move(own_models));
     for (const auto& model : catalogue.models()) models.load(model);
     supervisor = start_node(system, node);
 
@@ -461,6 +532,7 @@ int serve(const Settings& settings) {
         }
     }
     if (kv_transfer) kv_transfer->stop();
+    if (step_service) step_service->stop();
     if (cluster) cluster->stop();
     {
         EndWithin patience(store, stop_seconds);

@@ -14,6 +14,9 @@
 
 namespace mainstay {
 
+/// Whether the model's device is one of ours, "neuron_core_sim" or "nrt" (own_device.h).
+bool runs_on_own_device(const ModelSpec& model);
+
 /// Whether some device can run the model: one of our own or "scripted" where device says so, "openai" where it says so
 /// or base_url is given. `models_directory` is the folder that the path of a model of our own is relative to. Errors:
 /// unsupported_value; model_not_loadable as in check_own_model.

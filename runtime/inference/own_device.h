@@ -14,13 +14,11 @@
 #include "runtime/base/result.h"
 #include "runtime/inference/chat_template.h"
 #include "runtime/inference/device.h"
+#include "runtime/inference/device_set.h"
 #include "runtime/inference/llama_model.h"
 #include "runtime/inference/tokenizer.h"
 
 namespace mainstay {
-
-/// Whether the model's device is one of ours: "neuron_core_sim" or "nrt".
-bool runs_on_own_device(const ModelSpec& model);
 
 /// The folder of the model's files: own.path, from `models_directory` on where it is relative.
 std::string model_folder(const ModelSpec& model, const std::string& models_directory);

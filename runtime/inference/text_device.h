@@ -58,6 +58,11 @@ struct ModelToolCall {
     std::string arguments;  // JSON text as the model wrote it (may be invalid JSON: the session answers the model so)
 };
 
+/// Which node's devices a step ran on, where that is news.
+struct StepPlaced {
+    std::string where, why;  // "node/model", and for people
+};
+
 struct ModelResult {
     std::string text;  // may be empty when there are calls
     std::vector<ModelToolCall> calls;
@@ -65,6 +70,7 @@ struct ModelResult {
     std::string model;          // as the upstream names it
     Usage usage;
     std::shared_ptr<const StepTokens> tokens;  // where the text does not say them
+    std::shared_ptr<const StepPlaced> placed;  // null: as before, or nobody's choice
 };
 
 struct ModelError {

@@ -170,6 +170,7 @@ Node::Node(Two& both, uint8_t number) : two(both), uuid{number} {
         if (two.cut) return done(Error{ErrorCode::misdirected, "no link", {}});
         two.wire.push_back({to, std::move(request), std::move(done)});
     };
+    of.any_model = [] { return true; };
     of.others = [this] { return std::vector{uuid == two.first.uuid ? two.second.uuid : two.first.uuid}; };
     of.moved = [this] { ++moved; };
     transfer.emplace(two.system, std::move(of));
