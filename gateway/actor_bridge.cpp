@@ -6,15 +6,18 @@
 #include "actors/agent_binding.h"
 #include "actors/model_scheduler.h"
 #include "actors/session_inspector.h"
+#include "cluster/placement.h"
 #include "runtime/agent/agent_file.h"
 #include "runtime/base/digest.h"
+#include "runtime/inference/device_set.h"
 #include "runtime/session/fold.h"
 
 namespace mainstay {
 namespace {
 
 constexpr TimeMs key_window_ms = limits::idempotency_key_lifetime_ms;
-constexpr int request_key_tries = 32;  // who leads a tenth of all misses with every one in 3 of 100
+constexpr int request_key_tries = 32;   // who leads a tenth of all misses with every one in 3 of 100
+constexpr int placed_key_tries = 1024;  // ... and a hundredth, one in 3 of 100,000
 
 /// An entity's acknowledgement: the catalogue learns of an agent only when it is committed.
 class EntityCommitted final : public AckTarget {
@@ -70,13 +73,41 @@ bool ActorBridge::is_here(const SessionKey& key) const {
 }
 
 /// The key is the id of the session that it makes, so nothing has to be looked up to find that again.
-std::string ActorBridge::make_request_key(const Principal& principal) {
+std::string ActorBridge::make_request_key(const Principal& principal, const std::function<std::string()>& agent) {
+    const auto drawn = [&] { return make_session_id(node_.random, node_.clock.now_ms()); };
+    const auto key_of = [](const SessionId& id) { return std::string(request_key_prefix) + to_text(id); };
+    if (node_.step_place && !node_.computes_every_model) {
+        std::string name = agent();
+        if (name.empty()) name = node_.options.default_agent;
+        const auto choice = step_place({principal.tenant, drawn()}, bind_agent(node_.catalogue, name));
+        // Where that node leads nothing the session is born here, and its steps go there.
+        for (int tries = 0; choice && choice->why != StepWhy::here && tries < placed_key_tries; ++tries) {
+            const SessionId id = drawn();
+            const auto place = node_.place_of(node_.shard_of({principal.tenant, id}));
+            if (place.where == ShardPlace::Where::there && place.node == choice->node) return key_of(id);
+        }
+    }
     SessionId id;
     for (int tries = 0; tries < request_key_tries; ++tries) {
-        id = make_session_id(node_.random, node_.clock.now_ms());
+        id = drawn();
         if (is_here({principal.tenant, id})) break;
     }
-    return std::string(request_key_prefix) + to_text(id);
+    return key_of(id);
+}
+
+std::optional<StepChoice> ActorBridge::step_place(const SessionKey& session, const AgentPtr& agent) const {
+    const auto model = agent ? node_.catalogue.model(agent->model) : nullptr;
+    if (!model || !runs_on_own_device(*model) || !node_.step_place) return std::nullopt;
+    return node_.step_place(session, model->name);
+}
+
+/// Of a session whose id a door drew. Where every node would do there was nothing to decide.
+std::optional<Decision> ActorBridge::why_born_here(const SessionKey& session, const AgentPtr& agent) const {
+    const auto choice = step_place(session, agent);
+    if (!choice || choice->why != StepWhy::here || choice->serving == choice->nodes) return std::nullopt;
+    return Decision{"placed", short_text(choice->node) + "/" + agent->model,
+                    "the session was born where its model's steps run: " + std::to_string(choice->serving) + " of " +
+                        std::to_string(choice->nodes) + " nodes compute it"};
 }
 
 /// A key without a conversation must find the session that it made the first time, on any node and after any restart:
@@ -151,6 +182,7 @@ Result<SessionKey> ActorBridge::route(TurnRequest& request, SubmitTurn& submit) 
         created.metadata = request.metadata;
         created.ephemeral = !request.store;
         submit.create = std::move(created);
+        if (request.idempotency_key.starts_with(request_key_prefix)) submit.placed = why_born_here(key, submit.agent);
     }
     submit.request = std::move(request);
     return key;

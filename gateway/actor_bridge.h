@@ -19,7 +19,7 @@ class ActorBridge final : public Bridge {
     ActorBridge(caf::actor_system& system, NodeContext& node);
     ~ActorBridge() override;
 
-    std::string make_request_key(const Principal& principal) override;
+    std::string make_request_key(const Principal& principal, const std::function<std::string()>& agent) override;
     void create_turn(TurnRequest request, Callback<TurnAnswer> done) override;
     uint64_t stream_turn(TurnRequest request, StreamCallback on_event) override;
     void unsubscribe(uint64_t subscription) override;
@@ -60,6 +60,9 @@ class ActorBridge final : public Bridge {
     Result<SessionKey> route(TurnRequest& request, SubmitTurn& submit);
     SessionId keyed_session(const Principal& principal, const std::string& key) const;
     bool is_here(const SessionKey& key) const;
+    /// Where the steps of an agent's sessions run, if on devices of our own and in a cluster.
+    std::optional<StepChoice> step_place(const SessionKey& session, const AgentPtr& agent) const;
+    std::optional<Decision> why_born_here(const SessionKey& session, const AgentPtr& agent) const;
 
     NodeContext& node_;
     caf::actor inspector_;  // scans of many sessions, on a thread of its own

@@ -3,6 +3,7 @@
 // The door hands over plain requests and gets each callback exactly once, on an actor's or the store's thread: the
 // callback posts itself to the connection's executor. Nothing here knows HTTP; nothing here needs CAF.
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,8 +21,10 @@ class Bridge {
     virtual ~Bridge() = default;
 
     /// In a cluster: a new idempotency key for a request without one. Used without a conversation it makes its session
-    /// on a shard that this node leads, if there is one.
-    virtual std::string make_request_key(const Principal& principal) = 0;
+    /// on a shard that this node leads, if there is one; or another one that computes the agent's model, where this
+    /// node does not (docs/decisions/0023). `agent`: as the request names it, empty where it names none; asked for only
+    /// where it matters.
+    virtual std::string make_request_key(const Principal& principal, const std::function<std::string()>& agent) = 0;
 
     // Turns.
     virtual void create_turn(TurnRequest request, Callback<TurnAnswer> done) = 0;

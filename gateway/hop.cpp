@@ -35,6 +35,16 @@ bool creates(const HttpRequest& request) {
            (request.path == "/v1/responses" || request.path == "/v1/conversations");
 }
 
+/// Whom a request for a turn names; what is no such request is refused later, by who reads it whole.
+std::string agent_named_in(const HttpRequest& request) {
+    if (request.path != "/v1/responses") return {};
+    boost::json::error_code ec;
+    const auto value = boost::json::parse({request.body.data(), request.body.size()}, ec);
+    const auto* object = ec ? nullptr : value.if_object();
+    const auto* model = object != nullptr ? object->if_contains("model") : nullptr;
+    return model != nullptr && model->is_string() ? std::string(model->get_string()) : std::string();
+}
+
 /// The error that an answer tells, for a client whose stream has begun.
 Error error_of(const Answer& answer) {
     Error out{answer.error.value_or(ErrorCode::internal), "The request was refused.", {}};
@@ -92,7 +102,8 @@ Hop::Hop(Hops& hops, const HttpRequest& request, std::shared_ptr<AnswerPort> cli
       client_(std::move(client)),
       serial_(serial) {
     if (!creates(request) || !request.idempotency_key.empty()) return;
-    request_->idempotency_key = hops_.bridge_.make_request_key(request.principal);
+    request_->idempotency_key =
+        hops_.bridge_.make_request_key(request.principal, [&request] { return agent_named_in(request); });
     own_key_ = true;
 }
 

@@ -21,11 +21,13 @@ class Leads final : public ShardDirectory {
   public:
     std::function<ShardPlace::Where(ShardId)> where = [](ShardId) { return ShardPlace::Where::here; };
 
+    std::function<NodeUuid(ShardId)> node_of = [](ShardId) { return NodeUuid{}; };
     uint16_t shard_count() const override { return shard_count_default; }
     ShardPlace find(ShardId shard) const override {
         ShardPlace place;
         place.where = where(shard);
         place.epoch = Epoch{1};
+        if (place.where == ShardPlace::Where::there) place.node = node_of(shard);
         return place;
     }
     void when_changed(uint64_t, std::function<void()>) override {}
@@ -110,7 +112,7 @@ TEST_CASE("bridge: a key made here names a session of a shard that is led here, 
     };
     std::set<std::string> keys;
     for (int i = 0; i < 100; ++i) {
-        const auto key = clustered.bridge().make_request_key(clustered.node.principal);
+        const auto key = clustered.bridge().make_request_key(clustered.node.principal, [] { return std::string(); });
         CHECK(keys.insert(key).second);
         REQUIRE(key.starts_with(request_key_prefix));
         CHECK(key.size() <= limits::idempotency_key_bytes_max);
@@ -127,7 +129,81 @@ TEST_CASE("bridge: a key made here names a session of a shard that is led here, 
     }
     // Leading nothing it still gives a key: the request waits or goes elsewhere under it.
     clustered.leads.where = [](ShardId) { return ShardPlace::Where::nowhere; };
-    CHECK_FALSE(clustered.bridge().make_request_key(clustered.node.principal).empty());
+    CHECK_FALSE(clustered.bridge().make_request_key(clustered.node.principal, [] { return std::string(); }).empty());
+}
+
+TEST_CASE("bridge: a new session is born where its model's steps would run, and says so there") {
+    Clustered clustered;
+    auto& node = clustered.node.node();
+    ModelSpec own;
+    own.name = "small";
+    own.version = 7;
+    own.device = "neuron_core_sim";
+    node.catalogue.apply(std::make_shared<const ModelSpec>(own));
+    AgentSpec agent;
+    agent.name = "poet";
+    agent.version = 8;
+    agent.model = "small";
+    node.catalogue.apply(std::make_shared<const AgentSpec>(agent));
+    const NodeUuid here{1}, device{2};
+    clustered.leads.where = [](ShardId shard) {
+        return shard.value % 3 == 0 ? ShardPlace::Where::here : ShardPlace::Where::there;
+    };
+    clustered.leads.node_of = [&](ShardId shard) { return shard.value % 3 == 1 ? device : NodeUuid{3}; };
+    StepChoice choice{device, StepWhy::least_loaded, 1, 3};
+    std::optional<std::string> asked_for;
+    node.step_place = [&](const SessionKey&, const std::string& model) -> std::optional<StepChoice> {
+        asked_for = model;
+        if (choice.serving == 0) return std::nullopt;
+        return choice;
+    };
+    const auto born = [&](const std::string& name) {
+        const auto key = clustered.bridge().make_request_key(clustered.node.principal, [&] { return name; });
+        return *parse_session_id(std::string_view(key).substr(request_key_prefix.size()));
+    };
+    // This node computes every model: nobody is asked, and nobody reads the request twice.
+    CHECK(clustered.shard_of(born("poet")).value % 3 == 0);
+    CHECK_FALSE(asked_for);
+    node.computes_every_model = false;
+    for (int i = 0; i < 20; ++i) CHECK(clustered.shard_of(born("poet")).value % 3 == 1);
+    CHECK(asked_for == "small");
+    CHECK(clustered.shard_of(born("small")).value % 3 == 1);  // the model, by its own name
+    asked_for.reset();
+    CHECK(clustered.shard_of(born("plain")).value % 3 == 0);  // of no device of ours
+    CHECK(clustered.shard_of(born("nobody")).value % 3 == 0);
+    CHECK_FALSE(asked_for);
+    choice.serving = 0;  // nobody computes it
+    CHECK(clustered.shard_of(born("poet")).value % 3 == 0);
+    choice = {NodeUuid{9}, StepWhy::least_loaded, 1, 3};  // who leads nothing
+    CHECK(clustered.shard_of(born("poet")).value % 3 == 0);
+
+    // At the owner: where not every node would have done, the journal says why the session is here.
+    const auto decisions = [&](const std::string& key, const std::string& name) {
+        auto request = clustered.request(key);
+        request.agent = name;
+        const auto session = born("plain");
+        request.idempotency_key = key.empty() ? std::string(request_key_prefix) + to_text(session) : key;
+        auto got = std::make_shared<Got<std::vector<EventEntry>>>();
+        clustered.bridge().create_turn(std::move(request), [](const Result<TurnAnswer>&) {});
+        clustered.node.settle();
+        clustered.bridge().list_events(clustered.node.principal, session, 0, 100,
+                                       [got](auto result) { got->result.emplace(std::move(result)); });
+        clustered.node.settle();
+        std::string out;
+        if (got->ok())
+            for (const auto& event : got->value())
+                if (event.name == "Decision" && event.json.find("placed") != std::string::npos) out += event.json;
+        return out;
+    };
+    choice = {here, StepWhy::here, 1, 3};
+    const auto why = decisions({}, "poet");
+    CHECK(why.find("01000000/small") != std::string::npos);
+    CHECK(why.find("1 of 3 nodes compute it") != std::string::npos);
+    CHECK(decisions({}, "plain").empty());
+    choice.serving = 3;
+    CHECK(decisions({}, "poet").empty());
+    choice = {device, StepWhy::least_loaded, 1, 3};  // it is here all the same: its first step says where it runs
+    CHECK(decisions({}, "poet").empty());
 }
 
 TEST_CASE("bridge: a client's key means the same shard on every node and every day") {

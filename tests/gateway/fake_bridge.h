@@ -122,7 +122,7 @@ class FakeBridge : public Bridge {
         return answer;
     }
 
-    std::string make_request_key(const Principal&) override {
+    std::string make_request_key(const Principal&, const std::function<std::string()>&) override {
         std::lock_guard lock(mutex_);
         return std::string(request_key_prefix) + to_text(make_session_id(random_, 1'700'000'000'000));
     }
