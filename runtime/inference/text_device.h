@@ -2,8 +2,8 @@
 // Where whole-text model steps come from. A device never retries (retry has one owner, the supervisor) and never sees
 // the store. submit() may be called from any thread and returns at once; the sink is called on the device's own thread,
 // exactly once with done, failed or (after pause()) paused, after any number of deltas, unless the step was cancelled,
-// after which it is never called again. What can be refused or answered without waiting may be told on the submitting thread, before submit()
-// returns.
+// after which it is never called again. What can be refused or answered without waiting may be told on the submitting
+// thread, before submit() returns.
 
 #include <functional>
 #include <memory>
@@ -48,7 +48,8 @@ struct ModelRequest {
     bool stream = false;          // deltas are wanted
     std::string idempotency_key;  // stable over attempts of one step
     /// What this very attempt had sampled when it was paused: it goes on from there, and its text comes again, from the
-    /// beginning. Of another tokenizer or template it counts for nothing, as on a device that cannot go on. May be null.
+    /// beginning. Of another tokenizer or template it counts for nothing, as on a device that cannot go on. May be
+    /// null.
     std::shared_ptr<const StepTokens> resume;
 };
 

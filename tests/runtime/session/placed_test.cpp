@@ -1,5 +1,5 @@
-// Where a session was born and where its steps ran is in the journal, for people: with the batch that it belongs to, and
-// nothing follows from it.
+// Where a session was born and where its steps ran is in the journal, for people: with the batch that it belongs to,
+// and nothing follows from it.
 
 #include "runtime/session/session_fixture.h"
 
