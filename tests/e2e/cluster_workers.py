@@ -7,7 +7,7 @@ import threading
 import time
 
 from cluster_harness import Cluster, shard_of
-from harness import check, note, run, text_of, wait_until
+from harness import Daemon, check, note, run, text_of, wait_until
 from inference import AGENT, MODEL, ask, computed, metric, words
 
 SHARDS = 12
@@ -143,6 +143,19 @@ def cluster_waits(cluster, nodes):
                all(leader in nodes for leader in cluster.leaders().values()), 60, 0.1)
 
 
+def alone():
+    """A node that is alone and computes no model loads none, serves sessions, and fails their steps at once, naming the model."""
+    daemon = Daemon(AGENTS, MODELS, {"MAINSTAY_INFERENCE__MODELS": ""})
+    daemon.start()
+    begun = time.monotonic()
+    turn = daemon.request("POST", "/v1/responses", {"model": "small", "input": "hello"}).json
+    error = turn.get("error") or {}
+    check(error.get("code") == "model_unavailable" and "mainstay_tiny" in error.get("message", ""), "a clear error", turn)
+    check(time.monotonic() - begun < 5, "at once: nothing is tried again")
+    check(not daemon.call("GET", "/v1/workers")["data"], "it loads nothing")
+    daemon.stop()
+
+
 def cancelled():
     """A turn that is cancelled, or whose node is killed, ends on the host."""
     cluster = started(2)
@@ -243,5 +256,5 @@ def host_killed():
 
 
 if __name__ == "__main__":
-    chosen = [test for test in (one_device, cancelled, moves_amid_a_step, host_killed) if test.__name__ in sys.argv[1:] or len(sys.argv) == 1]
+    chosen = [test for test in (alone, one_device, cancelled, moves_amid_a_step, host_killed) if test.__name__ in sys.argv[1:] or len(sys.argv) == 1]
     run(*chosen)
