@@ -163,7 +163,7 @@ struct ModelDelta {
 };
 struct ModelSettled {
     uint64_t request_id = 0;
-    std::variant<ModelResult, ModelError> outcome;
+    std::variant<ModelResult, ModelError, StepTokens> outcome;  // tokens: it was paused, and said these
 };
 using ModelSettledPtr = std::shared_ptr<ModelSettled>;
 struct ToolSettled {

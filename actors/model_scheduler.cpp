@@ -25,6 +25,7 @@ class ModelScheduler::Sink final : public ModelSink {
     }
     void done(uint64_t request_id, ModelResult result) override { settle(request_id, std::move(result)); }
     void failed(uint64_t request_id, ModelError error) override { settle(request_id, std::move(error)); }
+    void paused(uint64_t request_id, StepTokens so_far) override { settle(request_id, std::move(so_far)); }
 
     /// Said by whoever submitted when submit() has returned: true if the step was settled by then, and its place is to
     /// be given on by the caller. Otherwise the device's thread does it.
@@ -33,7 +34,7 @@ class ModelScheduler::Sink final : public ModelSink {
   private:
     enum class Stage : uint8_t { submitting, submitted, settled };
 
-    void settle(uint64_t request_id, std::variant<ModelResult, ModelError> outcome) {
+    void settle(uint64_t request_id, std::variant<ModelResult, ModelError, StepTokens> outcome) {
         caf::anon_send(session_, std::make_shared<ModelSettled>(ModelSettled{request_id, std::move(outcome)}));
         if (stage_.exchange(Stage::settled) == Stage::submitted) scheduler_.finished(request_id);
     }
@@ -377,6 +378,16 @@ std::optional<ModelScheduler::Waiting> ModelScheduler::give_place_on(uint64_t re
 
 void ModelScheduler::finished(uint64_t request_id) {
     if (auto next = give_place_on(request_id)) start(std::move(*next));
+}
+
+bool ModelScheduler::pause(uint64_t request_id) {
+    TextDevice* device = nullptr;
+    {
+        std::lock_guard lock(mutex_);
+        const auto found = in_flight_.find(request_id);
+        if (found != in_flight_.end()) device = found->second.device;
+    }
+    return device && device->pause(request_id);
 }
 
 void ModelScheduler::cancel(uint64_t request_id) {

@@ -64,6 +64,9 @@ class ModelScheduler {
     void submit(ModelRequest request, caf::actor session);
     /// After this no message of the request is sent any more, except one that is already on its way.
     void cancel(uint64_t request_id);
+    /// A step on a device of our own ends between two tokens, and its outcome is what it said so far, if it was not
+    /// quicker. False: where it runs it cannot be paused.
+    bool pause(uint64_t request_id);
     size_t in_flight() const;
 
     /// The session sleeps; or is deleted, and nothing of it may stay in any cache: of this node, and, by way of

@@ -11,6 +11,7 @@
 #include "actors/agent_tools.h"
 #include "actors/shard_activity.h"
 #include "actors/step_placement.h"
+#include "actors/step_pauses.h"
 #include "cluster/shard_directory.h"
 #include "runtime/agent/catalogue.h"
 #include "runtime/base/clock.h"
@@ -52,6 +53,7 @@ struct NodeContext {
     /// Null: the node is alone, and every shard is here.
     const ShardDirectory* shards = nullptr;
     ShardActivity activity{};
+    StepPauses pauses{clock};
     /// Whether what this node knows of a shard is still so: an answer to a read leaves when it has been confirmed.
     /// Null: the node is alone. Any thread; `done` is called once.
     std::function<void(ShardId, std::function<void(bool)> done)> confirm_read{};

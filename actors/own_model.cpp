@@ -19,6 +19,10 @@ class OwnModel::Settled final : public ModelSink {
         forget(request_id);
         sink_->failed(request_id, std::move(error));
     }
+    void paused(uint64_t request_id, StepTokens so_far) override {
+        forget(request_id);
+        sink_->paused(request_id, std::move(so_far));
+    }
 
   private:
     void forget(uint64_t request_id) {
@@ -71,6 +75,11 @@ void OwnModel::cancel(uint64_t request_id) {
         calls_->open.erase(found);
     }
     caf::anon_send(scheduler(), CancelStep{request_id});
+}
+
+bool OwnModel::pause(uint64_t request_id) {
+    caf::anon_send(scheduler(), PauseStep{request_id});
+    return true;
 }
 
 void OwnModel::session_idle(const SessionKey& session) { caf::anon_send(scheduler(), SessionRests{session}); }

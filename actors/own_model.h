@@ -24,6 +24,7 @@ class OwnModel final : public TextDevice {
     void submit(ModelRequest request, std::shared_ptr<ModelSink> sink) override;
     /// A call to the sink that has already begun may still be under way when this returns; no further one follows.
     void cancel(uint64_t request_id) override;
+    bool pause(uint64_t request_id) override;
     void session_idle(const SessionKey& session) override;
     void session_deleted(const SessionKey& session) override;
 

@@ -4,6 +4,7 @@
 
 #include "actors/model_scheduler.h"
 #include "actors/session_actor.h"
+#include "runtime/inference/own_device.h"
 #include "runtime/tool/builtin.h"
 
 namespace mainstay {
@@ -158,10 +159,17 @@ void SessionActor::start_model(const RunModelStep& step) {
         return fail_model(step, ErrorClass::transient, ErrorCode::tool_unavailable, failure);
     }
 
+    const uint64_t id = node_.next_request.fetch_add(1, std::memory_order_relaxed);
+    std::shared_ptr<void> pausable;
+    if (runs_on_own_device(*model)) {
+        pausable = node_.pauses.begin(node_.shard_of(key_), [this_node = &node_, id] { this_node->models.pause(id); });
+        // Whoever leads the shard then begins it; if it stays here after all, the session looks again.
+        if (!pausable) return arm_timer(node_.clock.now_ms() + limits::pause_recheck_ms);
+    }
     load_window();
     if (broken_) return watch_.fail_all(*broken_);  // its history cannot be read: it says so to whoever asks
     ModelRequest request;
-    request.request_id = node_.next_request.fetch_add(1, std::memory_order_relaxed);
+    request.request_id = id;
     request.model = model;
     request.session = request.root = key_;
     request.instructions = join_instructions(*agent, turn.options);
@@ -173,6 +181,7 @@ void SessionActor::start_model(const RunModelStep& step) {
     request.max_output_tokens = agent->max_output_tokens;
     request.step = step.step;
     request.attempt = step.attempt;
+    request.resume = step.resume;
     request.deadline = session_->open_deadline();
     request.stream = watch_.has_stream(turn.no);
     request.idempotency_key = to_text(ResponseId{key_.session, turn.no}) + ":" + std::to_string(step.step);
@@ -181,6 +190,7 @@ void SessionActor::start_model(const RunModelStep& step) {
         request.idempotency_key += ":" + std::to_string(left_out.value);
     model_ = ModelInFlight{step, request.request_id, tools, {}, static_cast<uint32_t>(turn.items.size())};
     model_->truncate = truncates(*agent, turn.options);
+    model_->pausable = std::move(pausable);
     used_model_ = true;
     node_.models.submit(std::move(request), caf::actor_cast<caf::actor>(self_));
 }
@@ -268,6 +278,9 @@ void SessionActor::model_settled(ModelSettled& settled) {
             dispatch_echo(done.calls.back());
         }
         decided = decide(context("system"), std::move(done));
+    } else if (auto* said = std::get_if<StepTokens>(&settled.outcome)) {
+        decided = decide(context("system"), ModelStepPaused{step.turn, step.step, step.attempt, std::move(*said)});
+        gate_.hold(last(), [pausable = flight.pausable] {});  // the hand-over waits for the commit
     } else {
         auto& error = std::get<ModelError>(settled.outcome);
         node_.metrics.step_failed(to_word(error.error_class));

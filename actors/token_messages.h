@@ -47,6 +47,9 @@ using GenerateStepPtr = std::shared_ptr<GenerateStep>;
 struct CancelStep {
     uint64_t request_id = 0;
 };
+struct PauseStep {
+    uint64_t request_id = 0;
+};
 struct SessionRests {
     SessionKey key;
 };
@@ -192,6 +195,7 @@ using watch_atom = caf::atom_constant<caf::atom("watch")>;
 
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::GenerateStepPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::CancelStep)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::PauseStep)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::SessionRests)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::SessionGone)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(mainstay::ModelLoadedPtr)

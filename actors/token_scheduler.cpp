@@ -317,9 +317,11 @@ void TokenScheduler::begin(GenerateStep& step) {
     }
     Active active{std::move(*step.generation), call, {}, {}};
     TokenRequest request = active.generation.take_request();
+    std::string shown = active.generation.take_resumed_text();
     active.session = request.session;
     const SequenceHandle handle = request.sequence;
     if (auto refusal = scheduler_->submit(std::move(request), now())) return fail(*call, to_model_error(*refusal));
+    if (call->stream && !shown.empty()) call->sink->delta(call->request_id, std::move(shown));
     active_.emplace(handle, std::move(active));
 }
 
@@ -327,6 +329,30 @@ void TokenScheduler::cancel(uint64_t request_id) {
     std::erase_if(held_, [&](const GenerateStepPtr& step) { return step->call->request_id == request_id; });
     if (active_.erase(request_id) == 0) return;
     scheduler_->cancel(request_id, now());
+    advance();
+}
+
+/// Its blocks stay, as those of a step that was done: they may be on their way to who goes on with it.
+void TokenScheduler::pause(uint64_t request_id) {
+    const auto held = std::find_if(held_.begin(), held_.end(),
+                                   [&](const auto& step) { return step->call->request_id == request_id; });
+    if (held != held_.end()) {
+        const GenerateStepPtr step = std::move(*held);
+        held_.erase(held);
+        StepTokens said;
+        if (step->generation)
+            said = step->generation->so_far();
+        else if (step->request.resume)
+            said = *step->request.resume;
+        if (!step->call->cancelled) step->call->sink->paused(request_id, std::move(said));
+        return;
+    }
+    const auto found = active_.find(request_id);
+    if (found == active_.end()) return;
+    const Active active = std::move(found->second);
+    active_.erase(found);
+    scheduler_->stop(request_id, now());
+    if (!active.call->cancelled) active.call->sink->paused(request_id, active.generation.so_far());
     advance();
 }
 
@@ -678,6 +704,7 @@ caf::behavior token_scheduler(caf::stateful_actor<TokenSchedulerState>* self, To
         [scheduler](const GenerateStepPtr& step) { scheduler->generate(step); },
         [scheduler](const DeviceWorkDonePtr& done) { scheduler->work_done(*done); },
         [scheduler](const CancelStep& cancel) { scheduler->cancel(cancel.request_id); },
+        [scheduler](const PauseStep& pause) { scheduler->pause(pause.request_id); },
         [scheduler](advance_atom) { scheduler->advance(); },
         [scheduler](watch_atom) { scheduler->watch(); },
         [scheduler](watch_atom, advance_atom) { scheduler->count(); },

@@ -67,6 +67,7 @@ class TokenScheduler {
     void found(KvFound& found);
     void generate(GenerateStepPtr step);
     void cancel(uint64_t request_id);
+    void pause(uint64_t request_id);
     void work_done(DeviceWorkDone& done);
     void stored(const KvStored& stored);
     void lost(const KvLost& lost);

@@ -109,6 +109,7 @@ ClusterNode::ClusterNode(ClusterSettings settings, ClusterIdentity identity, Sha
               config.replication = settings_for(identity_.meta.shards);
               config.lease_ms = settings_.lease_ms;
               config.busy = callbacks_.busy;
+              config.hand_over_hold_ms = settings_.hand_over_wait_ms;
               config.send = [this](const NodeUuid& to, std::vector<ReplicationMessage> messages) {
                   link_->send(to, std::move(messages));
               };
@@ -152,6 +153,7 @@ Result<void> ClusterNode::start(const std::string& client_address) {
     etcd.details.zone = settings_.zone;
     etcd.details.version = settings_.version;
     etcd.details.models = settings_.models;
+    etcd.details.events = events_format;
     auto coordinator = EtcdCoordinator::open(std::move(etcd));
     if (!coordinator) return coordinator.error();
     coordinator_ = std::move(*coordinator);

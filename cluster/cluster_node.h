@@ -31,6 +31,7 @@ struct ClusterSettings {
     std::vector<std::string> models = {"*"};  // NodeDetails::models
     ClusterMeta wanted;                       // of a new cluster
     uint32_t lease_ms = limits::node_lease_ms;
+    uint64_t hand_over_wait_ms = limits::hand_over_hold_ms;  // ClusterCallbacks::busy is heeded for so long
 };
 
 /// Who this node is, and what the cluster is like.
@@ -49,7 +50,7 @@ struct ClusterCallbacks {
     std::function<void(ShardId, Epoch)> led;  // host's thread, must not block
     std::function<void(ShardId)> lost;        // likewise
     /// Likewise: a planned hand-over of this shard to that node had better wait.
-    std::function<bool(ShardId, const NodeUuid& to)> busy;
+    std::function<bool(ShardId, const NodeUuid& to, TimeMs held_ms)> busy;
     std::function<void(const NodeUuid&)> peer_up;  // link's thread, must not block
     /// Link's thread, must not block. Null: such calls are refused.
     std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call,

@@ -75,13 +75,19 @@ struct LiveNode {
     friend bool operator==(const LiveNode&, const LiveNode&) = default;
 };
 
+/// Of sessions' events, as this release reads and writes them (docs/formats/events.md). Rises when a kind is added: a
+/// release that does not know a kind sets the session aside, so one that can be done without is written only where
+/// every node says that it reads it. 2: StepProgress.
+constexpr uint64_t events_format = 2;
+
 /// What a node tells the others with its lease. Texts are UTF-8.
 struct NodeDetails {
     std::string link_address, client_address;  // HOST:PORT for nodes, URL for clients
     std::string zone, version;                 // failure domain, empty: none; release of Mainstay
     uint64_t capacity = 1;                     // its share of primaries, relative to other nodes
     std::vector<std::string> models = {
-        "*"};  // on devices of our own, that it computes; "*": all. At most node_models_max
+        "*"};             // on devices of our own, that it computes; "*": all. At most node_models_max
+    uint64_t events = 1;  // newest format of sessions' events that it reads
     friend bool operator==(const NodeDetails&, const NodeDetails&) = default;
 };
 

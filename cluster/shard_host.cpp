@@ -299,9 +299,10 @@ void ShardHost::hold_or_not(ShardId shard, const ShardRecord& record) {
                                                 [&](const ReplicaName& name) { return name.node == *record.target; });
     if (!possible) member.held_since = 0;
     // A target that must catch up first is held for as well: it may come in and be handed the shard in one step.
-    bool hold = wished && (!possible || config_.busy(shard, *record.target));
+    const TimeMs held_ms = member.held_since == 0 ? 0 : now() - member.held_since;
+    bool hold = wished && (!possible || config_.busy(shard, *record.target, held_ms));
     if (possible && hold && member.held_since == 0) member.held_since = now();
-    if (possible && hold && now() - member.held_since > config_.hand_over_hold_ms) hold = false;
+    if (possible && hold && held_ms > config_.hand_over_hold_ms) hold = false;
     if (hold == member.held) return;
     member.held = hold;
     step(shard, HoldHandOver{hold});

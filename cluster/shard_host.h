@@ -61,9 +61,10 @@ struct ShardHostConfig {
     uint32_t gather_us = limits::group_gather_us;
     std::function<void(const NodeUuid& to, std::vector<ReplicationMessage>)> send;  // never blocks
     /// Whether a hand-over by wish to that node, which could be now, should wait: a tool call that must not be lost is
-    /// under way, or something that goes ahead of it. Asked on the host's thread, at most for hand_over_hold_ms.
-    std::function<bool(ShardId, const NodeUuid& to)> busy{};
-    uint32_t hand_over_hold_ms = 10'000;
+    /// under way, or something that goes ahead of it. Asked again and again on the host's thread, at most for
+    /// hand_over_hold_ms; `held_ms`: for how long it has waited.
+    std::function<bool(ShardId, const NodeUuid& to, TimeMs held_ms)> busy{};
+    TimeMs hand_over_hold_ms = limits::hand_over_hold_ms;
 };
 
 /// What a node sees of one shard.

@@ -182,6 +182,7 @@ ClusterSettings cluster_settings(const Settings& settings) {
     out.wanted.replicas = static_cast<uint32_t>(settings.replicas);
     out.wanted.min_in_sync = static_cast<uint32_t>(settings.min_in_sync);
     out.lease_ms = static_cast<uint32_t>(settings.node_lease_ms);
+    out.hand_over_wait_ms = settings.hand_over_wait_ms;
     return out;
 }
 
@@ -225,6 +226,13 @@ KvTransferConfig kv_transfer_config(ModelScheduler& models, const Catalogue& cat
     };
     out.moved = [&cluster] { cluster->host().look(); };
     return out;
+}
+
+/// Whether sessions may have events of this format.
+bool every_node_reads(const ClusterNode& cluster, uint64_t format) {
+    const auto view = cluster.view();
+    return view && std::all_of(view->details.begin(), view->details.end(),
+                               [&](const NodeDetails& node) { return node.events >= format; });
 }
 
 /// The nodes that live, as the newest view of the cluster has them.
@@ -432,10 +440,19 @@ int serve(const Settings& settings) {
         node.activity = ShardActivity(shard_count);
         kv_transfer.emplace(system, kv_transfer_config(models, catalogue, clock, identity->meta.shards, cluster));
         models.on_deleted([&](const SessionKey& session) { kv_transfer->session_deleted(session); });
-        callbacks.busy = [&, activity = node.activity](ShardId shard, const NodeUuid& to) {
-            // Blocks go ahead once for a hand-over, beside tool calls: neither waits for the other.
+        callbacks.busy = [&, activity = node.activity](ShardId shard, const NodeUuid& to, TimeMs held_ms) {
+            // Blocks go ahead once for a hand-over, beside tool calls: neither waits for the other. What is being said
+            // stops last, because people see that.
             const bool moving = kv_transfer->busy(shard, to);
-            return activity.busy(shard) || moving;
+            const bool waits = activity.busy(shard) || moving;
+            const TimeMs patience = node.leaving
+                                        ? std::min<TimeMs>(settings.hand_over_wait_ms, limits::hand_over_hold_ms)
+                                        : settings.hand_over_wait_ms;
+            if (waits && held_ms + limits::pause_reserve_ms < patience) return true;
+            // A node of an older release could not read what a pause leaves: there the step runs again, as after a
+            // crash.
+            const bool speaks = every_node_reads(*cluster, events_format) && node.pauses.pause(shard);
+            return (waits || speaks) && held_ms < patience;
         };
         callbacks.kv_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
             kv_transfer->serve(std::move(request), std::move(reply));

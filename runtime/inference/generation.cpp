@@ -77,8 +77,11 @@ std::variant<Generation, ModelError> Generation::begin(const ModelRequest& reque
     std::memcpy(&drawn, named.data(), sizeof drawn);
     const std::string prefix = to_hex(std::string_view(reinterpret_cast<const char*>(named.data()) + sizeof drawn, 6));
     const bool tools = request.tools && !request.tools->empty() && options->tool_choice.use != ToolUse::none;
-    made.reader_ = std::make_unique<ReplyReader>(model.chat_template, tools, prefix, std::move(*stops));
-    if (*grammar) made.cursor_ = std::make_unique<GrammarCursor>(std::move(*grammar));
+    const auto begin_reading = [&] {
+        made.reader_ = std::make_unique<ReplyReader>(model.chat_template, tools, prefix, *stops);
+        if (*grammar) made.cursor_ = std::make_unique<GrammarCursor>(*grammar);
+    };
+    begin_reading();
 
     TokenRequest& out = made.request_;
     out.sequence = request.request_id;
@@ -97,10 +100,32 @@ std::variant<Generation, ModelError> Generation::begin(const ModelRequest& reque
         out.first_token_within_us = 1000 * (request.deadline > now_wall ? request.deadline - now_wall : 0) + 1;
         out.deadline = now + out.first_token_within_us;
     }
+    if (request.resume && !made.resume(*request.resume)) begin_reading();
     return made;
 }
 
+bool Generation::resume(const StepTokens& tokens) {
+    const auto own = template_->step_tokens({});
+    if (tokens.tokenizer != own->tokenizer || tokens.template_version != own->template_version) return false;
+    if (tokens.ids.size() >= request_.max_new_tokens) return false;
+    std::string text;
+    for (const TokenId id : tokens.ids) {
+        if (cursor_ && !cursor_->advance(id)) return false;
+        text += reader_->push(id);
+        if (reader_->ended()) return false;
+    }
+    resumed_text_ = std::move(text);
+    taken_.assign(tokens.ids.begin(), tokens.ids.end());
+    resumed_ = taken_.size();
+    request_.tokens.insert(request_.tokens.end(), taken_.begin(), taken_.end());
+    request_.max_new_tokens -= uint32_t(resumed_);
+    return true;
+}
+
+StepTokens Generation::so_far() const { return *template_->step_tokens(taken_); }
+
 std::string Generation::take(TokenId token) {
+    taken_.push_back(token);
     if (cursor_) cursor_->advance(token);
     std::string text = reader_->push(token);
     stopped_ = reader_->ended() && !template_->is_stop(token);
@@ -116,11 +141,15 @@ std::variant<ModelResult, ModelError> Generation::finish(const SequenceEnded& en
     auto outcome = reader_->finish(tail);
     if (auto* result = std::get_if<ModelResult>(&outcome)) {
         const SequenceUsage& used = ended.usage;
-        if (!template_->says(*result, ended.generated)) result->tokens = template_->step_tokens(ended.generated);
+        std::vector<TokenId> said(taken_.begin(), taken_.begin() + ptrdiff_t(resumed_));
+        said.insert(said.end(), ended.generated.begin(), ended.generated.end());
+        if (!template_->says(*result, said)) result->tokens = template_->step_tokens(std::move(said));
         result->model = model_name_;
-        result->usage.input_tokens = used.prompt_tokens;
-        result->usage.cached_tokens = used.cached_device + used.cached_host + used.cached_disk;
-        result->usage.output_tokens = used.generated_tokens;
+        // What was said before a pause is the step's output, though it was computed, or found, as input.
+        result->usage.input_tokens = used.prompt_tokens - uint32_t(resumed_);
+        result->usage.cached_tokens =
+            std::min(used.cached_device + used.cached_host + used.cached_disk, result->usage.input_tokens);
+        result->usage.output_tokens = used.generated_tokens + uint32_t(resumed_);
         result->usage.device_micros = microseconds(used.device_s);
         result->usage.micro_joules = microseconds(used.joules);
         result->usage.simulated = simulated;

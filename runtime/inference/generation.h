@@ -4,7 +4,8 @@
 // the outcome. The scheduler knows tokens only, the session texts only; this stands between. Pure; one owner.
 //
 // The seed follows from the step's idempotency key, so a step that is run again after a crash says the same; a further
-// attempt after a failure has another one, or the model would make the same mistake again.
+// attempt after a failure has another one, or the model would make the same mistake again. A step that was paused goes
+// on from the tokens that it had: the seed and a token's position decide what comes, not where it is computed.
 
 #include <memory>
 #include <string>
@@ -38,8 +39,13 @@ class Generation {
     /// For Scheduler::submit, once.
     TokenRequest take_request() { return std::move(request_); }
 
+    /// What the request's `resume` already shows, once: it is no token of take().
+    std::string take_resumed_text() { return std::move(resumed_text_); }
+
     /// A token was sampled; returns text that may be shown now.
     std::string take(TokenId token);
+    /// What was said so far, that of `resume` included: for another device to go on from.
+    StepTokens so_far() const;
     /// A stop text was met: nothing further is wanted (Scheduler::stop).
     bool stopped() const { return stopped_; }
     bool masked() const { return cursor_ != nullptr; }
@@ -51,12 +57,17 @@ class Generation {
 
   private:
     Generation() = default;
+    /// False, and what reads the answer is spoilt: they are not what this step could have said and gone on from.
+    bool resume(const StepTokens& tokens);
 
     std::shared_ptr<const ChatTemplate> template_;
     std::string model_name_;
     TokenRequest request_;
     std::unique_ptr<GrammarCursor> cursor_;
     std::unique_ptr<ReplyReader> reader_;
+    std::vector<TokenId> taken_;  // all that was said
+    size_t resumed_ = 0;          // of it: before this request
+    std::string resumed_text_;
     bool stopped_ = false;
 };
 

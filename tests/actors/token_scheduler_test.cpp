@@ -91,6 +91,7 @@ class Bench {
         int loads_that_fail = 0;
         bool threads = false;
         uint32_t step_timeout_ms = 30'000;
+        bool settled = true;  // the model is there before the first step
     };
     explicit Bench(Options options) : options_(std::move(options)), config_(options_.threads), system_(config_) {
         TokenSchedulerConfig config;
@@ -113,7 +114,7 @@ class Bench {
         config.clock = options_.threads ? static_cast<const Clock*>(&system_clock_) : &clock;
         config.metrics = &metrics;
         model.emplace(system_, std::move(config));
-        settle();
+        if (options_.settled) settle();
     }
     ~Bench() {
         model->stop();
@@ -476,6 +477,130 @@ TEST_CASE("token scheduler: a step that is cancelled is heard of no more, and it
     CHECK(sink->ends() == 0);
     CHECK(sink->deltas().size() == heard);
     CHECK(bench.info().scheduler.running == 0);
+}
+
+TEST_CASE("token scheduler: a step that is paused goes on elsewhere, and says what it would have said") {
+    struct Case {
+        std::string text, options;
+    };
+    const std::vector<Case> cases = {{"tell me a joke", "{}"},
+                                     {"what is 17 + 25?", R"({"tool_choice":"required"})"},
+                                     {"what does a tozek cost?", R"({"temperature":1.3,"top_p":0.95})"}};
+    for (const Case& one : cases) {
+        CAPTURE(one.text);
+        const auto make = [&](Bench& bench) {
+            auto request = bench.request(1, one.text);
+            request.options = one.options;
+            request.idempotency_key = "the step";
+            return request;
+        };
+        Bench unmoved({});
+        const auto sink = unmoved.submit(make(unmoved));
+        unmoved.settle();
+        const auto expected = result_of(sink);
+        const std::string streamed = sink->joined();
+
+        // From device to device, up to three tokens further each time.
+        std::shared_ptr<const StepTokens> said;
+        std::optional<ModelResult> got;
+        size_t pauses = 0;
+        while (!got && pauses < 200) {
+            Bench::Options options;
+            std::function<void()> pause;
+            options.before = [&](uint32_t, uint64_t step) {
+                if (step == 4) pause();
+                return std::nullopt;
+            };
+            Bench bench(options);
+            auto request = make(bench);
+            request.resume = said;
+            pause = [&, id = request.request_id] { CHECK(bench.model->pause(id)); };
+            const auto sink_here = bench.submit(std::move(request));
+            bench.settle();
+            REQUIRE(sink_here->ends() == 1);
+            CHECK(streamed.starts_with(sink_here->joined()));
+            CHECK(bench.info().scheduler.running == 0);
+            if (sink_here->result()) {
+                got = sink_here->result();
+                CHECK(sink_here->joined() == streamed);
+                break;
+            }
+            REQUIRE(sink_here->paused());
+            const StepTokens now = *sink_here->paused();
+            REQUIRE(now.ids.size() > (said ? said->ids.size() : 0));
+            if (said) CHECK(std::equal(said->ids.begin(), said->ids.end(), now.ids.begin()));
+            said = std::make_shared<const StepTokens>(now);
+            ++pauses;
+        }
+        REQUIRE(got);
+        CHECK(pauses > 1);
+        CHECK(whole(*got) == whole(expected));
+        for (size_t i = 0; i < expected.calls.size(); ++i) CHECK(got->calls[i].call_id == expected.calls[i].call_id);
+        CHECK(got->finish_reason == expected.finish_reason);
+        CHECK(got->usage.input_tokens == expected.usage.input_tokens);
+        CHECK(got->usage.output_tokens == expected.usage.output_tokens);
+    }
+}
+
+TEST_CASE("token scheduler: what another tokenizer said, or this step cannot have said, counts for nothing") {
+    Bench unmoved({});
+    const auto request = [](Bench& bench) {
+        auto made = bench.request(1, "what is 17 + 25?");
+        made.options = R"({"tool_choice":"required"})";
+        made.idempotency_key = "the step";
+        return made;
+    };
+    const auto sink = unmoved.submit(request(unmoved));
+    unmoved.settle();
+    const auto expected = result_of(sink);
+
+    Bench::Options options;
+    std::function<void()> pause;
+    options.before = [&](uint32_t, uint64_t step) {
+        if (step == 5) pause();
+        return std::nullopt;
+    };
+    Bench source(options);
+    auto begun = request(source);
+    pause = [&, id = begun.request_id] { source.model->pause(id); };
+    const auto begun_sink = source.submit(std::move(begun));
+    source.settle();
+    REQUIRE(begun_sink->paused());
+    const StepTokens said = *begun_sink->paused();
+    REQUIRE(said.ids.size() > 2);
+
+    std::vector<StepTokens> wrong(5, said);
+    wrong[0].tokenizer[0] ^= 1;
+    wrong[1].template_version += 1;
+    wrong[2].ids[0] = 5;                              // the grammar does not let it come
+    wrong[3].ids.assign(500, said.ids[0]);            // more than it may say
+    wrong[4].ids.insert(wrong[4].ids.end(), 0xffff);  // no token
+    for (const StepTokens& tokens : wrong) {
+        Bench bench({});
+        auto resumed = request(bench);
+        resumed.resume = std::make_shared<const StepTokens>(tokens);
+        const auto sink_here = bench.submit(std::move(resumed));
+        bench.settle();
+        const auto got = result_of(sink_here);
+        CHECK(whole(got) == whole(expected));
+        CHECK(got.usage.output_tokens == expected.usage.output_tokens);
+    }
+}
+
+TEST_CASE("token scheduler: a step that waits for its model is paused, too") {
+    Bench::Options options;
+    options.settled = false;
+    Bench bench(options);
+    auto request = bench.request(1, "hello");
+    const uint64_t id = request.request_id;
+    const StepTokens before{{}, 1, {4, 5}};
+    request.resume = std::make_shared<const StepTokens>(before);
+    const auto sink = bench.submit(std::move(request));
+    bench.model->pause(id);
+    bench.settle();
+    REQUIRE(sink->ends() == 1);
+    REQUIRE(sink->paused());
+    CHECK(*sink->paused() == before);
 }
 
 TEST_CASE("token scheduler: what a request may and may not have") {

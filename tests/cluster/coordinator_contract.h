@@ -24,6 +24,7 @@ inline NodeDetails contract_details(uint8_t n) {
     out.zone = "z\xc3\xbcrich-" + std::to_string(n);
     out.version = "1.2.3";
     out.capacity = n;
+    out.events = n;
     return out;
 }
 

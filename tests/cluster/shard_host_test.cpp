@@ -291,7 +291,7 @@ HostNode::HostNode(World& world, uint8_t number_, const std::filesystem::path& p
     host_config.lease_ms = lease_ms;
     host_config.list_spacing_ms = 5;
     host_config.hand_over_hold_ms = 60'000;  // tests let go themselves
-    host_config.busy = [&world, me = self.name.node](ShardId, const NodeUuid& to) {
+    host_config.busy = [&world, me = self.name.node](ShardId, const NodeUuid& to, TimeMs) {
         ++world.asked_busy;
         world.asked_wrong += to == me || to == NodeUuid{};
         return world.busy.load();

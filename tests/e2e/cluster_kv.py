@@ -23,6 +23,16 @@ MODELS = {"mainstay_tiny": MODEL, BARE: MODEL.replace('name = "mainstay_tiny"', 
 TURNS = ("tell me a joke", "what is 17 + 25?", "hello")
 
 
+LONG_ANSWER = 700  # tokens
+
+
+def long_model(weights):
+    """A model of random weights that speaks for a second or more."""
+    write_llama(os.path.join(weights, "model"), hidden=288, layers=6, heads=6, kv=6, feed_forward=768, context=1024)
+    return {"long": 'name = "long"\ndevice = "neuron_core_sim"\npath = "%s"\ncontext_window = 1024\n'
+                    '[kv]\ndisk = "64MB"\n' % os.path.join(weights, "model")}
+
+
 def unmoved(agent):
     """The same turns at one node: words and tokens computed, of each."""
     daemon = Daemon(AGENTS, MODELS)
@@ -149,6 +159,59 @@ def warm_sessions_move():
         cluster.close()
 
 
+def what_is_said_goes_on():
+    """An answer that is being said moves twice with its session: no token is said twice by a device, and the client sees one answer."""
+    weights = tempfile.mkdtemp(prefix="mainstay-pause-")
+    question = dict(input="say something long", max_output_tokens=LONG_ANSWER, temperature=0)
+    try:
+        models = long_model(weights)
+        daemon = Daemon({}, models)
+        daemon.start()
+        unmoved = daemon.call("POST", "/v1/responses", {"model": "long", "conversation": daemon.conversation(), **question})
+        daemon.stop()
+        check(unmoved["usage"]["output_tokens"] == LONG_ANSWER, "the answer is long", unmoved["usage"])
+
+        cluster = Cluster({}, models, shards=SHARDS)
+        first, second, third = cluster.nodes
+        try:
+            cluster.start()
+            cluster.wait_in_sync()
+            session = led_by(cluster, first)
+            said, ended, heirs, moves = "", None, [second, third], []
+            for name, data in first.stream({"model": "long", "conversation": session, **question}):
+                check(name not in ("error", "response.failed"), "no error", name, data)
+                if name == "response.output_text.delta":
+                    said += data["delta"]
+                elif name in ("response.completed", "response.incomplete"):
+                    ended = data["response"]
+                if heirs and len(said) > 100 * (3 - len(heirs)):
+                    heir = heirs.pop(0)
+                    source = first if heir is second else second
+                    moves.append(threading.Thread(target=migrate, args=(cluster, session, source, heir)))
+                    if len(moves) > 1:
+                        moves[0].join()
+                    moves[-1].start()
+            for move in moves:
+                move.join()
+            check(ended and words(ended) == words(unmoved) and said == words(unmoved)[0],
+                  "it says what it says without a move, once", said, ended and words(ended), words(unmoved))
+            check(ended["usage"]["output_tokens"] == LONG_ANSWER and
+                  ended["usage"]["input_tokens"] == unmoved["usage"]["input_tokens"], "and counts the same", ended["usage"])
+            events = first.events(session)
+            paused = [event["event"]["tokens"] for event in events if event["name"] == "StepProgress"]
+            check(len(paused) == 2 and 0 < paused[0] < paused[1] < LONG_ANSWER, "it was paused at each move", paused)
+            check(not any(event["name"] == "StepFailed" for event in events), "no step failed")
+            told = first.cli("explain", session)[1]
+            check("StepProgress" in told, "explain tells of it", told)
+            wait_until("every token to be counted once", lambda: LONG_ANSWER <= sum(
+                metric(node, "mainstay_model_generated_tokens_total") for node in cluster.nodes) <= LONG_ANSWER + 6, 10)
+            note("paused after %s of %d tokens" % (paused, LONG_ANSWER))
+        finally:
+            cluster.close()
+    finally:
+        shutil.rmtree(weights, True)
+
+
 def figure():
     """By hand: what a move of a session with a warm cache costs, and what its next turn does, with tiers and without (docs/BENCHMARKS_CLUSTER.md)."""
     weights = tempfile.mkdtemp(prefix="mainstay-kv-figure-")
@@ -199,4 +262,4 @@ def figure():
 
 
 if __name__ == "__main__":
-    run(*[figure] if "--figure" in sys.argv else [warm_sessions_move])
+    run(*[figure] if "--figure" in sys.argv else [warm_sessions_move, what_is_said_goes_on])

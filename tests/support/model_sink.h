@@ -33,6 +33,13 @@ class RecordingSink final : public ModelSink {
         changed_.notify_all();
     }
 
+    void paused(uint64_t, StepTokens so_far) override {
+        std::lock_guard lock(lock_);
+        paused_ = std::move(so_far);
+        ++ends_;
+        changed_.notify_all();
+    }
+
     /// False where the step has not ended within the bound.
     bool wait(std::chrono::milliseconds bound = std::chrono::seconds(20)) {
         std::unique_lock lock(lock_);
@@ -47,6 +54,7 @@ class RecordingSink final : public ModelSink {
     std::vector<std::string> deltas() const { return locked(deltas_); }
     std::optional<ModelResult> result() const { return locked(result_); }
     std::optional<ModelError> error() const { return locked(error_); }
+    std::optional<StepTokens> paused() const { return locked(paused_); }
     std::string joined() const {
         std::string out;
         for (const auto& piece : deltas()) out += piece;
@@ -65,6 +73,7 @@ class RecordingSink final : public ModelSink {
     std::vector<std::string> deltas_;
     std::optional<ModelResult> result_;
     std::optional<ModelError> error_;
+    std::optional<StepTokens> paused_;
     int ends_ = 0;
 };
 
