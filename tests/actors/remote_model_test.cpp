@@ -471,6 +471,44 @@ TEST_CASE("remote model: a step that nobody waits for ends on its host within th
     }
 }
 
+TEST_CASE("remote model: a pause reaches the host; who lost it before has paused, too") {
+    Cluster cluster;
+    const auto request = cluster.request(session_of(1), joke);
+    const auto sink = cluster.submit(cluster.first, request);
+    const AskedPtr call = cluster.last();
+    Node& host = cluster.at(call->to);
+    cluster.hear(call);
+    for (int i = 0; i < 400 && call->parts.empty(); ++i) cluster.coordinator().try_run_once();
+    REQUIRE_FALSE(call->parts.empty());
+    CHECK(cluster.first.remote->pause(request.request_id));
+    cluster.hear(cluster.last());
+    cluster.run();
+    REQUIRE(sink->ends() == 1);
+    REQUIRE(sink->paused());
+    CHECK_FALSE(sink->paused()->ids.empty());
+    CHECK(host.metric(with(served, "paused")) == 1);
+    CHECK(cluster.first.metric(with(sent, "paused")) == 1);
+
+    // It goes on from there, on any node.
+    auto goes_on = request;
+    goes_on.request_id = ++cluster.requests;
+    goes_on.resume = std::make_shared<const StepTokens>(*sink->paused());
+    const auto rest = cluster.submit(cluster.first, goes_on);
+    cluster.run();
+    REQUIRE(rest->result());
+    Cluster whole;
+    CHECK(rest->result()->text == whole.ask(whole.first, session_of(1), joke)->result()->text);
+    CHECK(rest->joined() == rest->result()->text);
+
+    const auto lost = cluster.request(session_of(2), joke);
+    const auto other = cluster.submit(cluster.first, lost);
+    CHECK(cluster.first.remote->pause(lost.request_id));
+    cluster.kill(cluster.at(cluster.calls[cluster.calls.size() - 2]->to));
+    REQUIRE(other->paused());
+    CHECK(other->paused()->ids.empty());
+    CHECK_FALSE(cluster.first.remote->pause(lost.request_id));
+}
+
 TEST_CASE("remote model: a session that sleeps does so where its KV is, and one that is gone leaves no place behind") {
     Cluster cluster;
     cluster.ask(cluster.first, session_of(1), joke);
