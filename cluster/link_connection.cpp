@@ -17,6 +17,11 @@ constexpr size_t frame_overhead_bytes = 512;
 /// So much of the window may be calls: replication that comes now waits for no more than that to get through.
 constexpr size_t call_window_bytes = limits::link_window_bytes / 8;
 static_assert(call_window_bytes >= limits::link_chunk_bytes_max + frame_overhead_bytes);
+/// How long, and for how much of its window, a sender may wait to hear that its frames were taken. Nothing of his waits
+/// for that before his window is full, and each answer by itself would wake his thread and, by its farewell, this one.
+constexpr uint32_t receipt_ms = 20;
+constexpr size_t receipt_bytes = 64 * 1024;
+static_assert(receipt_bytes <= call_window_bytes / 8 && receipt_ms * 20 <= limits::link_silence_ms);
 
 std::string text_of(const std::string& file) {
     std::ifstream in(file, std::ios::binary);
@@ -86,9 +91,10 @@ class LinkConnection::Inward final : public wire::Lane::Server {
   public:
     explicit Inward(std::shared_ptr<LinkConnection*> connection) : connection_(std::move(connection)) {}
     kj::Promise<void> take(TakeContext context) override {
-        if (*connection_) (*connection_)->take(context.getParams().getFrame());
+        kj::Promise<void> receipt = kj::READY_NOW;
+        if (*connection_) receipt = (*connection_)->take(context.getParams().getFrame());
         context.releaseParams();
-        return kj::READY_NOW;
+        return receipt;
     }
 
   private:
@@ -175,8 +181,8 @@ void LinkConnection::send(LinkFrame frame, size_t bytes, bool counted) {
     }
 }
 
-void LinkConnection::take(wire::Frame::Reader from) {
-    KJ_REQUIRE(!over_ && channel_, "the connection is over") { return; }
+kj::Promise<void> LinkConnection::take(wire::Frame::Reader from) {
+    KJ_REQUIRE(!over_ && channel_, "the connection is over");
     heard_ = context_.timer.now();
     auto frame = decode_frame(from, end_);
     Result<void> done;
@@ -189,12 +195,34 @@ void LinkConnection::take(wire::Frame::Reader from) {
     ++context_.counters.frames_received;
     if (done) {
         context_.counters.bytes_received += frame->bytes.size();
-        return;
+        return receipt(frame->bytes.size());
     }
     ++context_.counters.refused_frame;
     spdlog::warn("link: node {}: {}", to_text(peer_), done.error().message);
     fail();
-    KJ_FAIL_REQUIRE("peer_refused", done.error().message.c_str()) { return; }
+    KJ_FAIL_REQUIRE("peer_refused", done.error().message.c_str());
+}
+
+kj::Promise<void> LinkConnection::receipt(size_t bytes) {
+    owed_bytes_ += bytes + frame_overhead_bytes;
+    if (owed_bytes_ > receipt_bytes) {
+        give_receipts();
+        return kj::READY_NOW;
+    }
+    auto owed = kj::newPromiseAndFulfiller<void>();
+    owed_.push_back(kj::mv(owed.fulfiller));
+    if (!std::exchange(receipts_due_, true))
+        tasks_.add(context_.timer.afterDelay(receipt_ms * kj::MILLISECONDS).then([this] {
+            receipts_due_ = false;
+            give_receipts();
+        }));
+    return kj::mv(owed.promise);
+}
+
+void LinkConnection::give_receipts() {
+    for (auto& fulfiller : owed_) fulfiller->fulfill();
+    owed_.clear();
+    owed_bytes_ = 0;
 }
 
 void LinkConnection::tick(kj::TimePoint now) {

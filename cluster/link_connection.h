@@ -99,7 +99,10 @@ class LinkConnection final : private kj::TaskSet::ErrorHandler {
   private:
     class Inward;
     void taskFailed(kj::Exception&& exception) override;
-    void take(wire::Frame::Reader frame);
+    /// Done when the sender may be told that it was taken.
+    kj::Promise<void> take(wire::Frame::Reader frame);
+    kj::Promise<void> receipt(size_t bytes);
+    void give_receipts();
     void send(LinkFrame frame, size_t bytes, bool counted);
     size_t& window_of(FrameType type) { return type == FrameType::replication ? replication_window_ : call_window_; }
     size_t window() const { return replication_window_ + call_window_; }
@@ -118,6 +121,9 @@ class LinkConnection final : private kj::TaskSet::ErrorHandler {
     LinkQueue queue_;
     size_t replication_window_ = 0, call_window_ = 0;  // bytes sent and not taken
     size_t held_ = 0;
+    std::vector<kj::Own<kj::PromiseFulfiller<void>>> owed_;  // to the sender of frames that were taken
+    size_t owed_bytes_ = 0;
+    bool receipts_due_ = false;
     bool over_ = false, pinging_ = false;
     kj::TimePoint heard_, spoke_;
     kj::TaskSet tasks_;  // last: what it runs uses all of the above

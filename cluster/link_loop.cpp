@@ -1,6 +1,7 @@
 #include "cluster/link_loop.h"
 
 #include <kj/async-unix.h>
+#include <pthread.h>
 #include <spdlog/spdlog.h>
 
 #include "cluster/link_accepted.h"
@@ -138,6 +139,7 @@ std::string bind_address(const LinkConfig& config) {
 }  // namespace
 
 void run_link(const std::shared_ptr<LinkShared>& shared, std::promise<Result<uint16_t>> listening) {
+    ::pthread_setname_np(::pthread_self(), "link");
     bool told = false;
     try {
         auto io = kj::setupAsyncIo();

@@ -1,5 +1,7 @@
 #include "runtime/store/disk_store.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -415,6 +417,7 @@ bool DiskStore::must_apply() const {
 }
 
 void DiskStore::apply_loop() {
+    ::pthread_setname_np(::pthread_self(), "applier");
     std::unique_lock lock(mutex_);
     while (!stopping_) {
         applier_sleeps_ = true;
