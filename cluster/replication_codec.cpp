@@ -14,6 +14,7 @@ namespace mainstay {
 namespace {
 
 constexpr size_t length_bytes = 4;
+constexpr size_t scratch_words = 512;
 
 void put_length(std::string& out, size_t at, uint32_t length) {
     for (size_t i = 0; i < length_bytes; ++i) out[at + i] = char(length >> (8 * i));
@@ -185,7 +186,9 @@ Result<ReplicationMessage> read_message(kj::ArrayPtr<const capnp::word> words, s
 
 EncodedMessage encode_replication(const ReplicationMessage& message) {
     EncodedMessage out;
-    capnp::MallocMessageBuilder builder;
+    // Most heads fit: no 8 KiB are taken from the heap and cleared for each. The builder leaves it cleared.
+    thread_local capnp::word scratch[scratch_words];
+    capnp::MallocMessageBuilder builder(kj::arrayPtr(scratch, scratch_words));
     auto head = builder.initRoot<wire::ReplicationHead>();
     write_uuid(head.getCluster(), message.cluster);
     write_uuid(head.getFromNode(), message.from.node);
@@ -195,11 +198,11 @@ EncodedMessage encode_replication(const ReplicationMessage& message) {
     head.setFromIncarnation(message.from_incarnation);
     head.setShard(message.shard.value);
     std::visit([&](const auto& body) { write_body(head, body, out); }, message.body);
-    const auto words = capnp::messageToFlatArray(builder);
-    const auto bytes = words.asBytes();
-    out.head.resize(length_bytes);
-    put_length(out.head, 0, uint32_t(bytes.size()));
-    out.head.append(reinterpret_cast<const char*>(bytes.begin()), bytes.size());
+    const size_t bytes = capnp::computeSerializedSizeInWords(builder) * sizeof(capnp::word);
+    out.head.resize(length_bytes + bytes);
+    put_length(out.head, 0, uint32_t(bytes));
+    kj::ArrayOutputStream to(kj::arrayPtr(reinterpret_cast<kj::byte*>(out.head.data()) + length_bytes, bytes));
+    capnp::writeMessage(to, builder);
     out.bytes += out.head.size();
     return out;
 }
@@ -220,7 +223,7 @@ Result<ReplicationMessage> decode_replication(std::string_view bytes) {
     if (length > bytes.size() || length % sizeof(capnp::word) != 0) return refused("its head is cut off");
     if (length > limits::link_chunk_bytes_max) return refused("its head is larger than link_chunk_bytes_max");
     // Bytes of a frame start anywhere, Cap'n Proto reads words.
-    auto words = kj::heapArray<capnp::word>(length / sizeof(capnp::word));
+    KJ_STACK_ARRAY(capnp::word, words, length / sizeof(capnp::word), scratch_words, scratch_words);
     if (length != 0) std::memcpy(words.asBytes().begin(), bytes.data(), length);
     try {
         return read_message(words, bytes.substr(length));
