@@ -122,8 +122,9 @@ void ShardHost::run() {
     while (true) {
         {
             std::unique_lock lock(inbox_mutex_);
-            inbox_filled_.wait_until(lock, tick_at, [this] { return stopping_ || !inbox_.empty(); });
             gather(lock);
+            inbox_filled_.wait_until(lock, tick_at, [this] { return stopping_ || !inbox_.empty(); });
+            began_round();
             if (stopping_) break;
             std::swap(taken, inbox_);
         }
@@ -153,24 +154,30 @@ void ShardHost::run() {
     end_round();
 }
 
-/// As SegmentLog::gather, and for the same reason: under load the wake-ups behind a round cost more than its work.
+/// As SegmentLog::gather, and for the same reason: under load the wake-ups behind a round cost more than its work. The
+/// window is slept through before anything is looked for, so that whoever fills the inbox meanwhile wakes nobody.
 void ShardHost::gather(std::unique_lock<std::mutex>& lock) {
-    using std::chrono::microseconds;
-    const double least = config_.gather_us;
-    const double stretched = std::clamp(commit_us_ / gather_commit_share, least, least * gather_stretch_max);
-    const microseconds window(static_cast<int64_t>(stretched));
-    auto moment = steady_clock::now();
+    const auto window = gather_window();
     const bool promising = inputs_per_us_ * static_cast<double>(window.count()) >= gather_inputs_min;
     const auto until = taken_at_ + window;
     gathering_ = true;
-    while (promising && !stopping_ && !inbox_.empty() && inbox_.many() < gather_inputs_max && moment < until) {
+    while (promising && !stopping_ && inbox_.many() < gather_inputs_max && steady_clock::now() < until)
         inbox_filled_.wait_until(lock, until);
-        moment = steady_clock::now();
-    }
     gathering_ = false;
+}
+
+std::chrono::microseconds ShardHost::gather_window() const {
+    const double least = config_.gather_us;
+    const double stretched = std::clamp(commit_us_ / gather_commit_share, least, least * gather_stretch_max);
+    return std::chrono::microseconds(static_cast<int64_t>(stretched));
+}
+
+/// Under the lock: the rate at which inputs came since the last round.
+void ShardHost::began_round() {
+    const auto moment = steady_clock::now();
     const double elapsed = std::max(1.0, std::chrono::duration<double, std::micro>(moment - taken_at_).count());
     // What was longer than a window ago says nothing about the next one.
-    const double weight = std::min(1.0, elapsed / std::max(1.0, static_cast<double>(window.count())));
+    const double weight = std::min(1.0, elapsed / std::max(1.0, static_cast<double>(gather_window().count())));
     inputs_per_us_ += weight * (static_cast<double>(inbox_.many()) / elapsed - inputs_per_us_);
     taken_at_ = moment;
 }

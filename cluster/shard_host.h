@@ -198,6 +198,8 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void step(ShardId shard, const ShardInput& input);
     void perform(ShardId shard);
     void gather(std::unique_lock<std::mutex>& lock);
+    std::chrono::microseconds gather_window() const;
+    void began_round();
     void take_proposals(std::vector<Proposal>& proposals);
     void offer(ShardId shard, std::vector<Waiting> proposals);
     void offer_deferred(ShardId shard);
