@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "runtime/base/crash_point.h"
+#include "runtime/base/digest.h"
 #include "runtime/base/limits.h"
 
 namespace mainstay {
@@ -112,6 +113,10 @@ std::optional<uint32_t> take_over_rank(const ShardRecord& record, const std::vec
     for (const auto& node : nodes)
         if (node.name.node == record.primary.node && node.incarnation == record.incarnation) return std::nullopt;
     return mine;
+}
+
+std::string short_text(const NodeUuid& node) {
+    return to_hex(std::string_view(reinterpret_cast<const char*>(node.data()), 4));
 }
 
 // --- what binds -----------------------------------------------------------------------------------------------------

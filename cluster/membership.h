@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "cluster/coordinator.h"
@@ -15,6 +16,8 @@
 namespace mainstay {
 
 bool contains(const std::vector<ReplicaName>& all, const ReplicaName& one);
+/// How a decision names a node: the beginning of its uuid.
+std::string short_text(const NodeUuid& node);
 
 /// T0, by whoever balances, where there is no record: the first of `copies` leads, and all are in sync, because none
 /// holds anything. The other case is one copy alone, which holds what `epoch` is one above of; then min_in_sync may be

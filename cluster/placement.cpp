@@ -711,6 +711,4 @@ PlacementPlan plan_placement(const ClusterMeta& meta, const ClusterView& view, c
     return planner.take();
 }
 
-std::string short_text(const NodeUuid& node) { return to_text(node).substr(0, 8); }
-
 }  // namespace mainstay

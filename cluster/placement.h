@@ -86,7 +86,4 @@ bool places(const ClusterView& view, const LiveNode& self);
 PlacementPlan plan_placement(const ClusterMeta& meta, const ClusterView& view, const PlacementSelf& self,
                              const PlacementWatch& watch, const PlacementSettings& settings, TimeMs wall);
 
-/// How a decision names a node: the beginning of its uuid.
-std::string short_text(const NodeUuid& node);
-
 }  // namespace mainstay

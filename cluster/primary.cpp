@@ -270,12 +270,12 @@ void Primary::forgive(TimeMs now) {
     }
 }
 
-bool Primary::failing(const ReplicaName& name, TimeMs now) const {
+const char* Primary::fault(const ReplicaName& name, TimeMs now) const {
     const Follower* follower = find(name);
-    if (!follower) return true;
-    const bool silent = now - follower->heard > settings_.replica_timeout_ms;
-    const bool lags = follower->mark != 0 && now - follower->mark_time > settings_.replica_timeout_ms;
-    return silent || lags || follower->full;
+    if (!follower) return "is not followed";
+    if (now - follower->heard > settings_.replica_timeout_ms) return "is silent";
+    if (follower->mark != 0 && now - follower->mark_time > settings_.replica_timeout_ms) return "does not keep up";
+    return follower->full ? "has no space" : nullptr;
 }
 
 bool Primary::caught_up(const ReplicaName& name, const Replica& own) const {

@@ -54,7 +54,9 @@ class Primary {
     void forgive(TimeMs now);
 
     /// In sync or not: has answered nothing for replica_timeout_ms, holds back an entry for that long, or has no space.
-    bool failing(const ReplicaName& name, TimeMs now) const;
+    bool failing(const ReplicaName& name, TimeMs now) const { return fault(name, now) != nullptr; }
+    /// Which of these it is, for people: what follows a node's name. Null: none.
+    const char* fault(const ReplicaName& name, TimeMs now) const;
     /// Holds all that may have been acknowledged and is not far behind.
     bool caught_up(const ReplicaName& name, const Replica& own) const;
     /// Holds everything.

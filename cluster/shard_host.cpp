@@ -351,6 +351,7 @@ void ShardHost::perform(ShardId shard) {
         std::lock_guard lock(work_mutex_);
         for (auto& change : out.changes) {
             const ChangeKind kind = kind_of(change.change, member.member->configurations().record());
+            if (change.change.decision) change.change.decision->at = SystemClock().now_ms();
             work_.push_back({shard, change.request, kind, std::move(change.change), {}, {}});
         }
         list_wanted_ = list_wanted_ || out.list;
@@ -673,7 +674,10 @@ bool ShardHost::hand_over_all(uint32_t patience_ms) {
             const auto to = std::find_if(current->nodes.begin(), current->nodes.end(), may);
             if (to == current->nodes.end() || record.target == to->name.node) continue;
             asked[record.shard.value] = record.config_version;
-            change(wish(record, to->name.node), [this](const ChangeAnswer&) { look(); });
+            ShardChange wished = wish(record, to->name.node);
+            wished.decision = {SystemClock().now_ms(), record.shard, "target node " + short_text(to->name.node),
+                               "node " + short_text(config_.self.name.node) + " stops"};
+            change(std::move(wished), [this](const ChangeAnswer&) { look(); });
         }
         if (!leads) return true;
         if (now() >= until) return false;

@@ -7,6 +7,14 @@
 
 namespace mainstay {
 
+namespace {
+
+std::string leads_text(const ReplicaName& next, const ShardRecord& record) {
+    return "primary node " + short_text(next.node) + ", epoch " + std::to_string(record.epoch.value + 1);
+}
+
+}  // namespace
+
 void ShardOutputs::clear() {
     writes.clear();
     staged.clear();
@@ -277,10 +285,13 @@ void ShardMember::take(const ShardTick&) {
 
 // --- changes of the record ------------------------------------------------------------------------------------------
 
-void ShardMember::propose(const ShardChange& change) {
+/// `what` and `why` are told to people for as long as those of placement; empty: somebody else has told it. When is
+/// for the shell to say, which has a wall clock.
+void ShardMember::propose(ShardChange change, std::string what, std::string why) {
     change_ = ++requests_;
+    if (!what.empty()) change.decision = PlacementDecision{0, identity_.shard, std::move(what), std::move(why)};
     configurations_.proposed(*change_, change);
-    out_->changes.push_back({*change_, change});
+    out_->changes.push_back({*change_, std::move(change)});
 }
 
 void ShardMember::decide_change() {
@@ -322,8 +333,26 @@ bool ShardMember::decide_in_sync() {
     const bool retires = !mutant("retired_stay") && drop_retired(keep);
     if (keep.size() < record.min_in_sync || keep.size() > limits::replicas_max) return false;
     if (!shrinks && !retires && incoming.empty()) return false;
-    propose(resize(record, std::move(keep), incoming));
+    std::string names;
+    for (const auto& name : keep) names += (names.empty() ? "" : ", ") + short_text(name.node);
+    std::string why = why_resized(keep, incoming);
+    propose(resize(record, std::move(keep), incoming), "in sync: nodes " + names, std::move(why));
     return true;
+}
+
+std::string ShardMember::why_resized(const std::vector<ReplicaName>& keep,
+                                     const std::vector<LiveNode>& incoming) const {
+    std::string out;
+    const auto say = [&out](const ReplicaName& name, const char* what) {
+        out += (out.empty() ? "node " : ", node ") + short_text(name.node) + " " + what;
+    };
+    for (const auto& name : configurations_.record().in_sync) {
+        if (contains(keep, name)) continue;
+        const char* fault = absent(name) ? "has no lease" : primary_->fault(name, now_);
+        say(name, fault ? fault : "is to hold no copy");
+    }
+    for (const auto& node : incoming) say(node.name, "has caught up");
+    return out;
 }
 
 /// Takes out of `keep` who is no longer to hold a copy, down to min_in_sync. The primary goes by a hand-over alone.
@@ -355,8 +384,13 @@ bool ShardMember::decide_hand_over() {
     const LiveNode* to = primary_->serving() ? successor() : nullptr;
     if (!to) return false;
     handing_over_ = true;
-    if (replica_.commit() == replica_.log().last_index() && primary_->level(to->name, replica_))
-        propose(hand_over(configurations_.record(), *to));
+    if (replica_.commit() != replica_.log().last_index() || !primary_->level(to->name, replica_)) return true;
+    const auto& record = configurations_.record();
+    if (record.target)
+        propose(hand_over(record, *to));  // whoever wished for it has said why
+    else
+        propose(hand_over(record, *to), leads_text(to->name, record),
+                "node " + short_text(record.primary.node) + " has no space");
     return true;
 }
 
@@ -372,7 +406,10 @@ void ShardMember::decide_take_over() {
     take_over_at_.reset();
     fresh_ = false;
     out_->list = true;
-    propose(take_over(configurations_.record(), self()));
+    const auto& record = configurations_.record();
+    const bool own = record.primary.node == identity_.self.node;
+    propose(take_over(record, self()), leads_text(identity_.self, record),
+            "node " + short_text(record.primary.node) + (own ? " was started again" : " has no lease"));
 }
 
 }  // namespace mainstay

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "cluster/membership.h"
@@ -62,10 +63,11 @@ class ShardMember {
     void settle_step();
 
     std::optional<ProposeRefusal> refusal() const;
-    void propose(const ShardChange& change);
+    void propose(ShardChange change, std::string what = {}, std::string why = {});
     void decide_change();
     void decide_as_primary();
     bool decide_in_sync();
+    std::string why_resized(const std::vector<ReplicaName>& keep, const std::vector<LiveNode>& incoming) const;
     bool drop_retired(std::vector<ReplicaName>& keep) const;
     bool decide_hand_over();
     void decide_take_over();

@@ -301,6 +301,48 @@ TEST_CASE("shard: of two leases of one node, the process that answers comes in, 
     CHECK(change.present == std::vector<Incarnation>{{replica_name(3).node, cluster.nodes[2].self.incarnation}});
 }
 
+TEST_CASE("shard: why another node leads, and why the set in sync changes, is told with the change") {
+    TestCluster cluster(3);
+    cluster.begin();
+    const auto told = [&cluster](size_t n) {
+        REQUIRE(cluster.nodes[n].changes.size() == 1);
+        const auto& change = cluster.nodes[n].changes[0].change;
+        REQUIRE(change.decision.has_value());
+        CHECK(change.decision->shard == change.desired.shard);
+        const std::string out = change.decision->what + ": " + change.decision->why;
+        cluster.settle(n);
+        return out;
+    };
+    cluster.pass(700, {0, 1});
+    CHECK(told(0) == "in sync: nodes 01000000, 02000000: node 03000000 is silent");
+    cluster.list(0);
+    cluster.pass(1300, {0, 1, 2});
+    CHECK(told(0) == "in sync: nodes 01000000, 02000000, 03000000: node 03000000 has caught up");
+    cluster.input(0, SpaceChanged{true});
+    CHECK(told(0) == "primary node 02000000, epoch 2: node 01000000 has no space");
+    cluster.input(0, SpaceChanged{false});
+    cluster.list(1);
+    cluster.list(2);
+    cluster.pass(200, {0, 1, 2});
+    REQUIRE(cluster.nodes[1].member->serving() == Epoch(2));
+    cluster.pass(6000, {0, 2});
+    cluster.list(2);
+    cluster.pass(100, {0, 2});
+    CHECK(told(2) == "primary node 03000000, epoch 3: node 02000000 has no lease");
+    cluster.list(2);
+    cluster.pass(100, {0, 2});
+    CHECK(told(2) == "in sync: nodes 01000000, 03000000: node 02000000 has no lease");
+    // A wish was told by who wished.
+    cluster.pass(200, {0, 2});
+    REQUIRE(cluster.nodes[2].member->serving() == Epoch(3));
+    REQUIRE(cluster.coordinator.change(wish(cluster.record(), replica_name(1).node)).outcome == ChangeOutcome::ok);
+    cluster.list(2);
+    cluster.pass(100, {0, 2});
+    REQUIRE(cluster.nodes[2].changes.size() == 1);
+    CHECK(cluster.nodes[2].changes[0].change.desired.primary == replica_name(1));
+    CHECK_FALSE(cluster.nodes[2].changes[0].change.decision.has_value());
+}
+
 TEST_CASE("shard: messages of another cluster, or to a disk that is gone, are not looked at") {
     TestCluster cluster(3);
     cluster.begin();
