@@ -16,16 +16,19 @@ Primary::Follower* Primary::find(const ReplicaName& name) {
 
 const Primary::Follower* Primary::find(const ReplicaName& name) const { return const_cast<Primary*>(this)->find(name); }
 
-void Primary::follow(const std::vector<ReplicaName>& names, const Replica& own, TimeMs now, ShardOutputs& out) {
+void Primary::follow(const std::vector<ReplicaName>& names, std::vector<NodeUuid>& newcomers, const Replica& own,
+                     TimeMs now, ShardOutputs& out) {
     for (auto& follower : followers_)
         if (!contains(names, follower.name)) close_transfer(follower, out);
     std::erase_if(followers_, [&names](const Follower& follower) { return !contains(names, follower.name); });
     for (const auto& name : names) {
+        const bool newcomer = std::erase(newcomers, name.node) > 0;
         if (find(name)) continue;
         Follower follower;
         follower.name = name;
         follower.next = own.log().last_index() + 1;
         follower.heard = follower.progress = follower.good_since = now;
+        follower.newcomer = newcomer;
         followers_.push_back(std::move(follower));
     }
 }
@@ -34,7 +37,10 @@ void Primary::follow(const std::vector<ReplicaName>& names, const Replica& own, 
 
 void Primary::hear(Follower& follower, uint64_t round, bool full, TimeMs now) {
     const bool was_silent = now - follower.heard > settings_.replica_timeout_ms;
-    if (was_silent || full) follower.good_since = now;
+    if (was_silent || full) {
+        follower.good_since = now;
+        follower.newcomer = false;
+    }
     follower.heard = now;
     follower.full = full;
     follower.round = std::max(follower.round, round);
@@ -292,7 +298,7 @@ bool Primary::level(const ReplicaName& name, const Replica& own) const {
 
 bool Primary::past_probation(const ReplicaName& name, TimeMs now) const {
     const Follower* follower = find(name);
-    return follower && now - follower->good_since >= settings_.probation_ms;
+    return follower && (follower->newcomer || now - follower->good_since >= settings_.probation_ms);
 }
 
 uint64_t Primary::lag_max(const Replica& own) const {

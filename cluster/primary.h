@@ -32,8 +32,10 @@ class Primary {
     /// Entries of the own log that the replica farthest behind does not hold, of those that are sent to.
     uint64_t lag_max(const Replica& own) const;
 
-    /// Sends to exactly these from now on.
-    void follow(const std::vector<ReplicaName>& names, const Replica& own, TimeMs now, ShardOutputs& out);
+    /// Sends to exactly these from now on. Who is of a node in `newcomers` never failed in this shard, so that no time
+    /// of good behaviour is asked of it before it comes in; it is taken out of the list.
+    void follow(const std::vector<ReplicaName>& names, std::vector<NodeUuid>& newcomers, const Replica& own, TimeMs now,
+                ShardOutputs& out);
     /// The process that answers for a replica: of two leases, one may be its predecessor's.
     void speaks(const ReplicaName& from, uint64_t incarnation);
     uint64_t incarnation(const ReplicaName& name) const;
@@ -87,6 +89,7 @@ class Primary {
         bool probing = true;  // it is not known where the logs agree: one message at a time
         bool due = true;      // the next message need not wait for a heartbeat
         bool full = false;
+        bool newcomer = false;  // has not failed since it was given its copy
         std::deque<Sent> window;
         size_t window_bytes = 0;
         TimeMs heard = 0, sent = 0, progress = 0, good_since = 0;

@@ -195,7 +195,12 @@ void ShardMember::follow_record() {
         if ((assigned(node.name.node) || record.target == node.name.node) && !contains(names, node.name))
             names.push_back(node.name);
     std::erase(names, identity_.self);
-    primary_->follow(names, replica_, now_, *out_);
+    // Who was given its copy while this primary looked on did not lose one by failing.
+    for (const auto& node : record.replicas)
+        if (std::find(assigned_.begin(), assigned_.end(), node) == assigned_.end()) newcomers_.push_back(node);
+    std::erase_if(newcomers_, [this](const NodeUuid& node) { return !assigned(node); });
+    assigned_ = record.replicas;
+    primary_->follow(names, newcomers_, replica_, now_, *out_);
 }
 
 /// The fence of the data plane: our own disk promises the epoch, with its barrier, before anything else is done in it.
@@ -204,6 +209,8 @@ void ShardMember::lead() {
     replica_.begin_epoch(configurations_.record().epoch, outputs);
     merge(outputs, identity_.self);
     primary_.emplace(configurations_.record().epoch, replica_.log().last_index(), settings_);
+    assigned_ = configurations_.record().replicas;
+    newcomers_.clear();
     handing_over_ = false;
     take_over_at_.reset();
 }

@@ -91,8 +91,9 @@ class ShardMember {
     std::optional<uint64_t> change_;  // request under way
     uint64_t requests_ = 0;
     std::optional<TimeMs> take_over_at_;
-    ReplicaName heard_from_;  // primary, last
-    uint64_t applied_ = 0;    // of the state, durable
+    std::vector<NodeUuid> assigned_, newcomers_;  // of the record, as primary: as last seen; not yet followed
+    ReplicaName heard_from_;                      // primary, last
+    uint64_t applied_ = 0;                        // of the state, durable
     uint64_t told_applicable_ = 0;
     TimeMs now_ = 0, ticked_ = 0, listed_ = 0;
     ShardOutputs* out_ = nullptr;  // of this step

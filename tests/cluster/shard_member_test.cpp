@@ -301,6 +301,41 @@ TEST_CASE("shard: of two leases of one node, the process that answers comes in, 
     CHECK(change.present == std::vector<Incarnation>{{replica_name(3).node, cluster.nodes[2].self.incarnation}});
 }
 
+TEST_CASE("shard: who was just given a copy comes in when it has caught up; who was in and failed waits") {
+    TestCluster cluster(4);
+    cluster.begin();
+    // The fourth loses its copy, and is given one again: now it has no past in this shard.
+    const auto assign_to = [&cluster](size_t count) {
+        std::vector<NodeUuid> replicas;
+        for (size_t n = 0; n < count; ++n) replicas.push_back(cluster.nodes[n].self.name.node);
+        REQUIRE(cluster.coordinator.change(assign(cluster.record(), replicas)).outcome == ChangeOutcome::ok);
+        cluster.list(0);
+    };
+    assign_to(3);
+    cluster.pass(100, {0, 1, 2, 3});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    cluster.settle(0);
+    REQUIRE(cluster.record().in_sync.size() == 3);
+    assign_to(4);
+    cluster.pass(200, {0, 1, 2, 3});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    CHECK(cluster.nodes[0].changes[0].change.decision->why == "node 04000000 has caught up");
+    cluster.settle(0);
+    REQUIRE(cluster.record().in_sync.size() == 4);
+    // It falls silent and leaves. From then on it is as everybody else.
+    cluster.propose(0, "a");
+    cluster.pass(700, {0, 1, 2});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    cluster.settle(0);
+    cluster.list(0);
+    cluster.pass(800, {0, 1, 2, 3});
+    CHECK(cluster.nodes[0].changes.empty());
+    cluster.pass(500, {0, 1, 2, 3});
+    REQUIRE(cluster.nodes[0].changes.size() == 1);
+    cluster.settle(0);
+    CHECK(cluster.record().in_sync.size() == 4);
+}
+
 TEST_CASE("shard: why another node leads, and why the set in sync changes, is told with the change") {
     TestCluster cluster(3);
     cluster.begin();
