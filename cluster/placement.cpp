@@ -32,8 +32,9 @@ struct Shard {
     bool copying = false;   // somebody live who is to stay is not in sync yet
     bool retiring = false;  // somebody live is in sync who is to hold no copy
     bool under_way = false;
-    bool wanting = false;  // takes no writes until another copy is in sync
-    bool planned = false;  // by this plan: no more of it
+    bool handing_over = false;  // under way, and all that is left is a hand-over to a copy in sync
+    bool wanting = false;       // takes no writes until another copy is in sync
+    bool planned = false;       // by this plan: no more of it
 };
 
 /// Whether one more at `to` is less, for its weight, than what `from` has: a move that makes neither trade places.
@@ -107,10 +108,12 @@ class Planner {
     size_t best_holder(const Shard& shard, bool new_zone) const;
     std::vector<size_t> fullest_first(uint64_t Node::*load) const;
 
-    bool step_left() const { return plan_.steps.size() < settings_.moves_max; }
-    bool move_left() const { return step_left() && plan_.under_way + begun_ < settings_.moves_max; }
+    bool step_left() const { return plan_.steps.size() < settings_.moves_max + settings_.hand_overs_max; }
+    bool copy_left() const { return step_left() && copies_ < settings_.moves_max; }
+    bool hand_over_left() const { return step_left() && hand_overs_ < settings_.hand_overs_max; }
     bool rescue_left() const { return step_left() && rescues_ < settings_.rescues_max; }
     void add(Shard& shard, ShardChange change, std::string what, std::string why);
+    bool healthy(const Shard& shard, size_t node) const;
     void wish_for(Shard& shard, size_t node, std::string why);
     void add_copy(Shard& shard, size_t node, std::string why);
     void begin_target(Shard& shard, size_t node);
@@ -121,7 +124,7 @@ class Planner {
     const TimeMs wall_;
     std::vector<Node> nodes_;  // by uuid
     std::vector<Shard> shards_;
-    size_t begun_ = 0, rescues_ = 0;
+    size_t copies_ = 0, hand_overs_ = 0, rescues_ = 0;  // under way, those of this plan included
     PlacementPlan plan_;
 };
 
@@ -184,7 +187,11 @@ void Planner::find_shards() {
     for (Shard& shard : shards_) {
         shard.under_way = shard.led && (shard.target != none || shard.copying || shard.retiring ||
                                         (shard.leaves != none && may_leave(shard, shard.leaves)));
+        shard.handing_over = shard.under_way && shard.target != none && healthy(shard, shard.target) &&
+                             !shard.copying && !shard.retiring && shard.leaves == none;
         plan_.under_way += shard.under_way;
+        hand_overs_ += shard.handing_over;
+        copies_ += shard.under_way && !shard.handing_over;
         shard.wanting = shard.led && shard.record->in_sync.size() < shard.record->min_in_sync;
         rescues_ += shard.wanting && shard.copying;
     }
@@ -267,6 +274,13 @@ size_t Planner::zones_of(const std::vector<size_t>& nodes, size_t without, size_
     return count;
 }
 
+/// Whether `node` is one of its replicas, in sync and live.
+bool Planner::healthy(const Shard& shard, size_t node) const {
+    for (size_t i = 0; i < shard.replicas.size(); ++i)
+        if (shard.replicas[i] == node) return shard.healthy[i];
+    return false;
+}
+
 size_t Planner::healthy_without(const Shard& shard, size_t node) const {
     size_t count = 0;
     for (size_t i = 0; i < shard.replicas.size(); ++i) count += shard.healthy[i] && shard.replicas[i] != node;
@@ -292,7 +306,6 @@ bool Planner::settled(const Shard& shard) const {
 // --- changes --------------------------------------------------------------------------------------------------------
 
 void Planner::add(Shard& shard, ShardChange change, std::string what, std::string why) {
-    begun_ += !shard.under_way;
     shard.planned = true;
     plan_.steps.push_back({std::move(change), {wall_, shard.record->shard, std::move(what), std::move(why)}});
 }
@@ -309,6 +322,7 @@ void Planner::begin_target(Shard& shard, size_t node) {
 
 void Planner::wish_for(Shard& shard, size_t node, std::string why) {
     begin_target(shard, node);
+    hand_overs_ += !shard.under_way;
     add(shard, wish(*shard.record, nodes_[node].uuid), "target node " + short_text(nodes_[node].uuid), std::move(why));
 }
 
@@ -316,6 +330,7 @@ void Planner::add_copy(Shard& shard, size_t node, std::string why) {
     auto replicas = shard.record->replicas;
     replicas.push_back(nodes_[node].uuid);
     ++nodes_[node].copies;
+    copies_ += !shard.under_way;
     add(shard, assign(*shard.record, std::move(replicas)), "copy to node " + short_text(nodes_[node].uuid),
         std::move(why));
 }
@@ -493,7 +508,7 @@ void Planner::relieve_primaries() {
         const Node& primary = nodes_[shard.primary];
         const bool holds =
             std::find(shard.replicas.begin(), shard.replicas.end(), shard.primary) != shard.replicas.end();
-        if ((holds && !primary.draining) || (!shard.under_way && !move_left())) continue;
+        if ((holds && !primary.draining) || (!shard.under_way && !hand_over_left())) continue;
         const size_t to = best_primary(shard, shard.primary);
         if (to == none) continue;
         const std::string name = "node " + short_text(primary.uuid);
@@ -520,6 +535,7 @@ void Planner::rescue() {
         }
         if (names.empty()) continue;
         ++rescues_;
+        copies_ += !shard.under_way;
         add(shard, assign(*shard.record, std::move(replicas)), "copies to nodes " + names,
             "too few copies to take writes");
     }
@@ -531,7 +547,7 @@ void Planner::replace_copies() {
     for (Shard& shard : shards_) {
         if (!step_left()) return;
         if (shard.planned || !shard.led || shard.copying || shard.target != none) continue;
-        if (!shard.under_way && !move_left()) continue;
+        if (!shard.under_way && !copy_left()) continue;
         if (usable(shard) >= meta_.replicas || shard.replicas.size() >= limits::replicas_max) continue;
         const size_t to = best_holder(shard, false);
         if (to == none) continue;
@@ -546,7 +562,7 @@ void Planner::replace_copies() {
 
 void Planner::spread_zones() {
     for (Shard& shard : shards_) {
-        if (!move_left()) return;
+        if (!copy_left()) return;
         if (!settled(shard) || shard.replicas.size() >= limits::replicas_max) continue;
         if (zones_of(shard.replicas) == shard.replicas.size()) continue;
         const size_t to = best_holder(shard, true);
@@ -567,7 +583,7 @@ std::vector<size_t> Planner::fullest_first(uint64_t Node::*load) const {
 }
 
 void Planner::even_primaries() {
-    while (move_left()) {
+    while (hand_over_left()) {
         const auto move = next_hand_over();
         if (!move) return;
         const Node &from = nodes_[move->from], &to = nodes_[move->to];
@@ -618,7 +634,7 @@ void Planner::even_copies() {
     if (meta_.replicas >= limits::replicas_max) return;
     // Who could give none to anybody cannot after another move either: nobody has become emptier than who gave.
     std::vector<bool> tried(nodes_.size());
-    for (bool moved = true; moved && move_left();) {
+    for (bool moved = true; moved && copy_left();) {
         moved = false;
         const auto by_load = fullest_first(&Node::copies);
         for (const size_t from : by_load) {

@@ -13,7 +13,7 @@
 //
 // What it never does: take a copy out of `replicas` before meta.replicas others that live are in sync (so a move is:
 // add one, wait, remove one; a cluster with replicas_max copies has no room for that, and its copies stay); take out
-// the primary or a target; begin a move while moves_max shards are under way. The primary lets go of who was taken out
+// the primary or a target; begin a move beyond moves_max and hand_overs_max. The primary lets go of who was taken out
 // (T4).
 
 #include <cstdint>
@@ -35,7 +35,10 @@ constexpr uint32_t placement_birth_wait_ms = 60 * 1000;
 struct PlacementSettings {
     uint32_t gone_ms = placement_gone_ms;
     uint32_t birth_wait_ms = placement_birth_wait_ms;
+    /// Shards to which copies are on their way.
     size_t moves_max = limits::placement_moves_max;
+    /// Beside them, shards that only change hands: that takes a moment each and must not wait for what takes long.
+    size_t hand_overs_max = 4 * limits::placement_moves_max;
     /// Shards without enough copies to take writes that are given some at the same time, beside all moves: they are out
     /// of service, and as many as there are after an adoption.
     size_t rescues_max = 4 * limits::placement_moves_max;
@@ -74,8 +77,8 @@ struct PlacementStep {
 
 struct PlacementPlan {
     std::vector<PlacementStep> births;  // of all shards without a record, in any order and number at a time
-    std::vector<PlacementStep> steps;   // at most moves_max, each of another shard
-    size_t under_way = 0;               // shards that were on the move before these
+    std::vector<PlacementStep> steps;   // at most moves_max + hand_overs_max, each of another shard
+    size_t under_way = 0;               // shards that were on the move before these, hand-overs included
 };
 
 /// Whether it is for this node to plan.
