@@ -2,6 +2,7 @@
 """Model steps on other nodes, between real nodes and with the shipped small model: a session is born where its model's device is; one
 that is elsewhere has its steps computed over the link, and finds its KV there; cancel, loss and refusal of a host."""
 import json
+import statistics
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from harness import Daemon, check, note, run, text_of, wait_until
 from inference import AGENT, MODEL, ask, computed, metric, words
 
 SHARDS = 12
+TURNS = 60  # of figure()
 AGENTS = {"small": AGENT}
 MODELS = {"mainstay_tiny": MODEL}
 # Long enough for a test to act amid it.
@@ -255,6 +257,28 @@ def host_killed():
         cluster.close()
 
 
+def figure():
+    """By hand: what a turn of one step takes where the device is, and from another node over the link (docs/BENCHMARKS_CLUSTER.md)."""
+    cluster = started(2)
+    try:
+        door, other, host = cluster.nodes
+        rows = {}
+        sessions = {node.name: led_by(cluster, node) for node in (host, other)}
+        for round_ in range(TURNS):
+            for node in (host, other):
+                session = led_by(cluster, node) if round_ % 10 == 0 else sessions[node.name]
+                sessions[node.name] = session
+                begun = time.monotonic()
+                ask(node, "hello", session)
+                if round_ % 10 != 0:  # the first of a session computes its prompt
+                    rows.setdefault(node.name, []).append(time.monotonic() - begun)
+        for node, where in ((host, "at the device's node"), (other, "over the link")):
+            took = sorted(rows[node.name])
+            note("%-22s median %6.2f ms  p95 %6.2f ms  (%d turns)" %
+                 (where, 1000 * statistics.median(took), 1000 * took[len(took) * 95 // 100], len(took)))
+    finally:
+        cluster.close()
+
+
 if __name__ == "__main__":
-    chosen = [test for test in (alone, one_device, cancelled, moves_amid_a_step, host_killed) if test.__name__ in sys.argv[1:] or len(sys.argv) == 1]
-    run(*chosen)
+    run(*[figure] if "--figure" in sys.argv else [alone, one_device, cancelled, moves_amid_a_step, host_killed])
