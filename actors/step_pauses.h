@@ -12,6 +12,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/base/id.h"
+#include "runtime/base/limits.h"
 
 namespace mainstay {
 
@@ -27,7 +28,7 @@ class StepPauses {
     std::shared_ptr<void> begin(ShardId shard, std::function<void()> pause) const {
         std::lock_guard lock(state_->mutex);
         Shard& of = state_->shards[shard.value];
-        if (of.asked_at != 0 && now() - of.asked_at <= asked_within_ms) return nullptr;
+        if (of.is_asked(now())) return nullptr;
         of.asked_at = 0;
         const auto at = of.steps.insert(of.steps.end(), std::move(pause));
         // The deleter keeps the state: a session may outlive whoever asks.
@@ -39,17 +40,19 @@ class StepPauses {
                 }};
     }
 
-    /// Steps of the shard are to end; true while one has not.
+    /// Steps of the shard are to end; true while one has not, for limits::pause_reserve_ms at most: one that cannot be
+    /// reached where it runs must not keep the others from going on.
     bool pause(ShardId shard) const {
         std::vector<std::function<void()>> told;
         bool any = false;
         {
             std::lock_guard lock(state_->mutex);
             Shard& of = state_->shards[shard.value];
+            if (!of.is_asked(now())) of.asked_since = now();
             of.asked_at = now();
             // Each time: a step that was just beginning could not be paused when it was told first.
             told.assign(of.steps.begin(), of.steps.end());
-            any = !told.empty();
+            any = !told.empty() && now() - of.asked_since <= limits::pause_reserve_ms;
         }
         for (const auto& pause : told) pause();
         return any;
@@ -57,7 +60,8 @@ class StepPauses {
 
   private:
     struct Shard {
-        TimeMs asked_at = 0;                     // of pause(); 0: nobody asks
+        TimeMs asked_at = 0, asked_since = 0;  // pause(): last, and first without a gap; 0: nobody asks
+        bool is_asked(TimeMs now) const { return asked_at != 0 && now - asked_at <= asked_within_ms; }
         std::list<std::function<void()>> steps;  // each empty once it was called
     };
     struct State {

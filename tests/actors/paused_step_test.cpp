@@ -135,4 +135,15 @@ TEST_CASE("step pauses: a step is told each time, and none begins while somebody
     CHECK(again);
     CHECK(pauses.pause(shard));
     CHECK(told == 3);
+    // It does not end: the hand-over goes on without it, and still nothing begins.
+    for (TimeMs passed = 0; passed < limits::pause_reserve_ms; passed += 500) {
+        CHECK(pauses.pause(shard));
+        clock.advance(500);
+    }
+    clock.advance(1);
+    CHECK_FALSE(pauses.pause(shard));
+    CHECK_FALSE(pauses.begin(shard, [] {}));
+    // Asked anew after a while, it has its time again.
+    clock.advance(StepPauses::asked_within_ms + 1);
+    CHECK(pauses.pause(shard));
 }
