@@ -259,6 +259,14 @@ class World {
             }
     }
 
+    /// Whether the coordinator tells people so of the shard, with a time of day.
+    bool is_told(ShardId shard, const std::string& what, const std::string& why) {
+        std::lock_guard lock(cluster_mutex);
+        for (const auto& decision : cluster.decisions(shard, 100))
+            if (decision.what.starts_with(what) && decision.why == why && decision.at > 1'700'000'000'000) return true;
+        return false;
+    }
+
     ReplicationSettings settings;
     TestFold fold;
     MemoryCluster cluster{lease_ms};
@@ -329,6 +337,8 @@ TEST_CASE("shard host: a killed primary is taken over from, nothing acknowledged
     for (int round = 0; round < 3; ++round)
         for (const auto& key : keys) world.turn(key);
     world.check_all_copies();
+    CHECK(world.is_told(ShardId{0}, "primary node 0", "node 01000000 has no lease"));
+    CHECK(world.is_told(ShardId{0}, "in sync: nodes 0", "node 01000000 has no lease"));
     world.start(1, world.dirs[1].path(), 1);
     for (const auto& key : keys) world.turn(key);
     world.check_all_copies();
@@ -416,6 +426,7 @@ TEST_CASE("shard host: a node that leaves hands over what it leads, under writes
     leaving.join();
     CHECK(handed);
     for (uint16_t shard = 0; shard < shard_count; ++shard) CHECK_FALSE(world.nodes.at(1)->epoch_of(ShardId{shard}));
+    CHECK(world.is_told(ShardId{0}, "target node 0", "node 01000000 stops"));
     world.check_all_copies();
 }
 
