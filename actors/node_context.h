@@ -10,8 +10,8 @@
 
 #include "actors/agent_tools.h"
 #include "actors/shard_activity.h"
-#include "actors/step_placement.h"
 #include "actors/step_pauses.h"
+#include "actors/step_placement.h"
 #include "cluster/shard_directory.h"
 #include "runtime/agent/catalogue.h"
 #include "runtime/base/clock.h"

@@ -53,8 +53,8 @@ class SessionActor {
         AgentToolsPtr tools;
         std::string streamed;  // deltas that came
         uint32_t stream_index = 0;
-        size_t published = 0;   // of `streamed`: what readers were shown
-        bool truncate = false;  // a prompt that is too long may leave out older turns
+        size_t published = 0;              // of `streamed`: what readers were shown
+        bool truncate = false;             // a prompt that is too long may leave out older turns
         std::shared_ptr<void> pausable{};  // node_.pauses: on a device of our own
     };
     struct ToolInFlight {

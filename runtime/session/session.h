@@ -33,7 +33,8 @@ struct RunModelStep {
     TurnNo turn;
     uint32_t step = 0, attempt = 0;
     Sequence cause;
-    std::shared_ptr<const StepTokens> resume{};  // what the attempt had said when it was paused; null: from the beginning
+    std::shared_ptr<const StepTokens>
+        resume{};  // what the attempt had said when it was paused; null: from the beginning
 };
 struct RunTool {
     TurnNo turn;
