@@ -2,12 +2,15 @@
 """Model steps on other nodes, between real nodes and with the shipped small model: a session is born where its model's device is; one
 that is elsewhere has its steps computed over the link, and finds its KV there; cancel, loss and refusal of a host."""
 import json
+import shutil
 import statistics
 import sys
+import tempfile
 import threading
 import time
 
 from cluster_harness import Cluster, shard_of
+from cluster_kv import long_model
 from harness import Daemon, check, note, run, text_of, wait_until
 from inference import AGENT, MODEL, ask, computed, metric, words
 
@@ -19,11 +22,11 @@ MODELS = {"mainstay_tiny": MODEL}
 STORY = "tell me a joke"
 
 
-def started(*computing):
-    """Three nodes, of which these compute the model."""
-    cluster = Cluster(AGENTS, MODELS, shards=SHARDS, env={"MAINSTAY_SESSION__PASSIVATE_AFTER": "600s"})
+def started(*computing, models=MODELS):
+    """Three nodes, of which these compute the models."""
+    cluster = Cluster(AGENTS if models is MODELS else {}, models, shards=SHARDS, env={"MAINSTAY_SESSION__PASSIVATE_AFTER": "600s"})
     for number, node in enumerate(cluster.nodes):
-        node.env["MAINSTAY_INFERENCE__MODELS"] = "mainstay_tiny" if number in computing else ""
+        node.env["MAINSTAY_INFERENCE__MODELS"] = ",".join(models) if number in computing else ""
     cluster.start()
     cluster.wait_in_sync()
     for number in computing:
@@ -216,22 +219,24 @@ def moves_amid_a_step():
 
 def host_killed():
     """kill -9 of the host amid steps, while another node computes the model too: no client sees an error, and no word twice."""
-    cluster = started(1, 2)
+    weights = tempfile.mkdtemp(prefix="mainstay-long-")
+    cluster = started(1, 2, models=long_model(weights))
     try:
         door, one, two = cluster.nodes
         sessions = [led_by(cluster, door) for _ in range(12)]
         for session in sessions:
-            ask(door, "hello", session)
+            ask(door, "hello", session, "long", max_output_tokens=4)
         before = {node: served(node, "done") for node in (one, two)}
         check(all(before.values()), "both compute", list(before.values()))
         results = {}
 
         def stream(session):
             deltas, final = [], None
-            for name, data in door.stream({"model": "small", "input": STORY, "conversation": session, "temperature": 0}):
+            for name, data in door.stream({"model": "long", "input": STORY, "conversation": session, "temperature": 0,
+                                           "max_output_tokens": 200}):
                 if name == "response.output_text.delta":
                     deltas.append(data["delta"])
-                if name in ("response.completed", "response.failed", "error"):
+                if name in ("response.completed", "response.incomplete", "response.failed", "error"):
                     final = name, data
             results[session] = deltas, final
         threads = [threading.Thread(target=stream, args=(session,)) for session in sessions]
@@ -247,7 +252,8 @@ def host_killed():
             thread.join(90)
         check(len(results) == len(sessions), "every stream ends", len(results))
         for session, (deltas, final) in results.items():
-            check(final and final[0] == "response.completed", "no client sees an error", session, final)
+            check(final and final[0] == "response.incomplete", "no client sees an error", session, final)
+            check(final[1]["response"]["usage"]["output_tokens"] == 200, "and each answer is whole", final)
             said = [text_of(final[1]["response"])]
             check("".join(deltas) == said[0], "the deltas are the text", deltas, said)
         check(metric(door, "mainstay_cluster_model_step_redispatches_total") >= 1, "steps were sent on",
@@ -255,6 +261,7 @@ def host_killed():
         note("%d steps went on elsewhere" % metric(door, "mainstay_cluster_model_step_redispatches_total"))
     finally:
         cluster.close()
+        shutil.rmtree(weights, True)
 
 
 def figure():
