@@ -111,6 +111,8 @@ class Planner {
     bool step_left() const { return plan_.steps.size() < settings_.moves_max + settings_.hand_overs_max; }
     bool copy_left() const { return step_left() && copies_ < settings_.moves_max; }
     bool hand_over_left() const { return step_left() && hand_overs_ < settings_.hand_overs_max; }
+    /// For the sake of order alone: nothing waits for it, and each pauses a shard.
+    bool order_left() const { return step_left() && copies_ + hand_overs_ < settings_.moves_max; }
     bool rescue_left() const { return step_left() && rescues_ < settings_.rescues_max; }
     void add(Shard& shard, ShardChange change, std::string what, std::string why);
     bool healthy(const Shard& shard, size_t node) const;
@@ -583,7 +585,7 @@ std::vector<size_t> Planner::fullest_first(uint64_t Node::*load) const {
 }
 
 void Planner::even_primaries() {
-    while (hand_over_left()) {
+    while (order_left()) {
         const auto move = next_hand_over();
         if (!move) return;
         const Node &from = nodes_[move->from], &to = nodes_[move->to];
