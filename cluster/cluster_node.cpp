@@ -165,7 +165,8 @@ Result<void> ClusterNode::start(const std::string& client_address) {
 
 void ClusterNode::leave(uint32_t patience_ms) {
     if (!coordinator_) return;
-    if (!host_.hand_over_all(patience_ms)) spdlog::warn("not every shard was handed over in time");
+    if (!host_.hand_over_all(patience_ms)) return spdlog::warn("not every shard was handed over in time");
+    host_.give_lease_back();
 }
 
 void ClusterNode::stop() {

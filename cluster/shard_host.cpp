@@ -564,7 +564,7 @@ void ShardHost::keep_lease() {
         }
         std::unique_lock lock(lease_mutex_);
         const milliseconds pause(kept ? config_.lease_ms / lease_beats : retry_ms);
-        if (lease_wakes_.wait_for(lock, pause, [this] { return work_stops_; })) return;
+        if (lease_wakes_.wait_for(lock, pause, [this] { return work_stops_ || lease_ends_; })) return;
     }
 }
 
@@ -683,6 +683,17 @@ bool ShardHost::hand_over_all(uint32_t patience_ms) {
         if (now() >= until) return false;
         std::this_thread::sleep_for(milliseconds(hand_over_poll_ms));
     }
+}
+
+void ShardHost::give_lease_back() {
+    {
+        std::lock_guard lock(lease_mutex_);
+        lease_ends_ = true;
+        lease_wakes_.notify_all();
+    }
+    if (lease_.joinable()) lease_.join();
+    if (auto left = coordinator_->leave(); !left)
+        spdlog::warn("the lease stays until it expires: {}", left.error().message);
 }
 
 // --- snapshots ------------------------------------------------------------------------------------------------------

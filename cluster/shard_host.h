@@ -84,6 +84,9 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     void start(ClusterCoordinator& coordinator);
     /// Asks somebody else to lead what this node leads; true once nothing is led here, false after `patience_ms`.
     bool hand_over_all(uint32_t patience_ms);
+    /// Of a node that is about to stop and leads nothing: while it has a lease, whoever evens primaries out gives it
+    /// some back. Once; it goes on as a replica until stop().
+    void give_lease_back();
     /// Ends all threads. Nothing that was proposed is told any more.
     void stop();
 
@@ -261,6 +264,7 @@ class ShardHost final : public ShardDirectory, public ShardLogEvents {
     std::deque<CoordinatorWork> work_;
     bool list_wanted_ = true;
     bool work_stops_ = false;
+    bool lease_ends_ = false;  // under lease_mutex_
 
     std::mutex lease_mutex_;
     std::condition_variable lease_wakes_;

@@ -240,7 +240,7 @@ TEST_CASE("local coordinator: a torn write of the epoch costs nothing that was a
         REQUIRE_MESSAGE(opened.ok(), opened.error().message);
         CHECK((*opened)->epoch() == Epoch(4));
     }
-    CHECK(differing > 10);
+    CHECK(differing > 4);  // most of a checksum at least: which bytes of it are equal is chance
 }
 
 TEST_CASE("local coordinator: a first start that was interrupted is begun again") {
