@@ -128,8 +128,8 @@ constexpr uint32_t link_silence_ms = 3'000;                     // a peer that s
 constexpr uint32_t link_reconnect_min_ms = 50, link_reconnect_max_ms = 2'000;
 constexpr uint32_t hop_wait_ms = 15'000;  // for a shard's owner, by a request that came to another node
 constexpr uint32_t hop_attempts_max = 8;
-constexpr uint64_t hand_over_hold_ms = 10'000;           // a hand-over waits so long for calls, blocks and pauses
-constexpr uint64_t pause_reserve_ms = 2'000;             // ... of which the last are for model steps to pause in
+constexpr uint64_t hand_over_hold_ms = 10'000;           // a node that stops waits so long for calls of its sessions
+constexpr uint64_t pause_reserve_ms = 2'000;             // the last of any such wait is for steps to pause
 constexpr uint64_t pause_recheck_ms = 250;               // a step that may not begin looks again after so long
 constexpr uint32_t kv_move_ms_max = 2'000;               // a hand-over waits so long for KV blocks to go ahead of it
 constexpr uint64_t kv_move_bytes_max = 256ull << 20;     // of blocks that go ahead of one shard

@@ -286,6 +286,11 @@ InputAccepted read(wire::Event::InputAccepted::Reader in, size_t& room) {
     return e;
 }
 
+void check_token_bytes(size_t bytes) {
+    if (bytes % 4 != 0) throw Malformed{"token ids have 4 bytes each"};
+    if (bytes / 4 > limits::step_tokens_max) throw Malformed{"more token ids than a step keeps"};
+}
+
 ModelStepSettled read(wire::Event::ModelStepSettled::Reader in, size_t& room) {
     ModelStepSettled e;
     e.step = in.getStep();
@@ -295,8 +300,7 @@ ModelStepSettled read(wire::Event::ModelStepSettled::Reader in, size_t& room) {
     e.finish_reason = text_of(in.getFinishReason());
     if (in.hasTokenIds()) e.token_ids = wire::bytes_of(in.getTokenIds());
     if (in.hasTokenizerHash()) e.tokenizer_hash = wire::bytes_of(in.getTokenizerHash());
-    if (e.token_ids.size() % 4 != 0) throw Malformed{"token ids have 4 bytes each"};
-    if (e.token_ids.size() / 4 > limits::step_tokens_max) throw Malformed{"more token ids than a step keeps"};
+    check_token_bytes(e.token_ids.size());
     if (e.tokenizer_hash.size() > limits::tokenizer_hash_bytes_max) throw Malformed{"a tokenizer hash of that length"};
     e.template_version = in.getTemplateVersion();
     return e;
@@ -306,8 +310,7 @@ StepProgress read(wire::Event::StepProgress::Reader in) {
     StepProgress e;
     e.step = in.getStep3();
     const auto ids = in.getTokenIds3();
-    if (ids.size() % 4 != 0) throw Malformed{"token ids have 4 bytes each"};
-    if (ids.size() / 4 > limits::step_tokens_max) throw Malformed{"more token ids than a step keeps"};
+    check_token_bytes(ids.size());
     e.tokens.ids = token_ids(wire::bytes_of(ids));
     const auto hash = in.getTokenizerHash3();
     if (hash.size() != e.tokens.tokenizer.size()) throw Malformed{"a tokenizer hash of that length"};

@@ -1,20 +1,16 @@
 // Agents, models and settings from any bytes, as TOML and as JSON. What is accepted must read back to itself: its
 // canonical JSON is what the journal keeps and what the version is the digest of.
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
 #include "runtime/agent/agent_file.h"
 #include "runtime/agent/catalogue.h"
 #include "runtime/agent/settings.h"
+#include "tests/fuzz/require.h"
 
 using namespace mainstay;
 
 namespace {
-
-void require(bool condition) {
-    if (!condition) std::abort();
-}
 
 template <class Ptr>
 void read_back(const Result<Ptr>& parsed, Result<Ptr> (*parse)(std::string_view, Syntax, std::string_view)) {

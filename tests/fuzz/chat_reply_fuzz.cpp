@@ -1,17 +1,13 @@
 // What an upstream may answer: the first byte chooses between a stream of events (one a line), a whole answer and an
 // error answer. Whatever the bytes, there is a result within its bounds or an error with its words.
 #include <cstdint>
-#include <cstdlib>
 #include <set>
 #include <string_view>
 
 #include "runtime/inference/chat_reply.h"
+#include "tests/fuzz/require.h"
 
 namespace {
-
-void require(bool condition) {
-    if (!condition) std::abort();
-}
 
 void check(const mainstay::ModelError& error) {
     require(!error.message.empty());

@@ -2,18 +2,10 @@
 // or what was read is within its bounds and is read as the same again from what it is written as.
 
 #include <cstdint>
-#include <cstdlib>
 
 #include "gateway/hop_message.h"
 #include "runtime/base/limits.h"
-
-namespace {
-
-void require(bool condition) {
-    if (!condition) std::abort();
-}
-
-}  // namespace
+#include "tests/fuzz/require.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace mainstay;

@@ -4,21 +4,17 @@
 #include <kj/exception.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 
 #include "cluster/link_assembly.h"
 #include "cluster/link_frame.h"
 #include "cluster/replication_codec.h"
 #include "runtime/base/limits.h"
+#include "tests/fuzz/require.h"
 
 namespace {
 
 using namespace mainstay;
-
-void require(bool condition) {
-    if (!condition) std::abort();
-}
 
 void message(std::string_view bytes) {
     const auto read = decode_replication(bytes);

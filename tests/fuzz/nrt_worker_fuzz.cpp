@@ -2,17 +2,13 @@
 // byte says which. Whatever the bytes, they are refused with words, or what was read writes and reads as the same
 // again.
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
 #include "runtime/inference/nrt_model.h"
 #include "runtime/inference/nrt_protocol.h"
+#include "tests/fuzz/require.h"
 
 namespace {
-
-void require(bool condition) {
-    if (!condition) std::abort();
-}
 
 template <class Decode, class Encode>
 void there_and_back(std::string_view bytes, Decode decode, Encode encode) {

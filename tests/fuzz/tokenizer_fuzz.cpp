@@ -1,17 +1,13 @@
 // A tokenizer.json, and a text for it after the first NUL byte: whatever the file, it is refused with words or what it
 // makes of the text decodes within its bounds; streamed text is UTF-8 and what decoding at once gives.
 #include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
 #include "runtime/base/utf8.h"
 #include "runtime/inference/tokenizer.h"
+#include "tests/fuzz/require.h"
 
 namespace {
-
-void require(bool condition) {
-    if (!condition) std::abort();
-}
 
 bool is_utf8(std::string_view text) {
     while (!text.empty()) {
