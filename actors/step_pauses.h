@@ -58,6 +58,15 @@ class StepPauses {
         return any;
     }
 
+    /// The shard is led here anew: what was asked of it while it was led here before is over.
+    void resume(ShardId shard) const {
+        std::lock_guard lock(state_->mutex);
+        const auto found = state_->shards.find(shard.value);
+        if (found == state_->shards.end()) return;
+        found->second.asked_at = 0;
+        if (found->second.steps.empty()) state_->shards.erase(found);
+    }
+
   private:
     struct Shard {
         TimeMs asked_at = 0, asked_since = 0;  // pause(): last, and first without a gap; 0: nobody asks

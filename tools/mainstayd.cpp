@@ -435,7 +435,10 @@ int serve(const Settings& settings) {
     const auto entities_wanted = [&](const NodeUuid& peer) { caf::anon_send(supervisor, EntitiesWanted{peer}); };
     if (identity) {
         ClusterCallbacks callbacks;
-        callbacks.led = [&](ShardId shard, Epoch epoch) { caf::anon_send(supervisor, ShardLed{shard, epoch}); };
+        callbacks.led = [&](ShardId shard, Epoch epoch) {
+            node.pauses.resume(shard);
+            caf::anon_send(supervisor, ShardLed{shard, epoch});
+        };
         callbacks.lost = [&](ShardId shard) { caf::anon_send(supervisor, ShardLost{shard}); };
         node.activity = ShardActivity(shard_count);
         kv_transfer.emplace(system, kv_transfer_config(models, catalogue, clock, identity->meta.shards, cluster));

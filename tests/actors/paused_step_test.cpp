@@ -146,4 +146,8 @@ TEST_CASE("step pauses: a step is told each time, and none begins while somebody
     // Asked anew after a while, it has its time again.
     clock.advance(StepPauses::asked_within_ms + 1);
     CHECK(pauses.pause(shard));
+    // Led here again, a moment after it was handed over: its sessions go on at once.
+    CHECK_FALSE(pauses.begin(shard, [] {}));
+    pauses.resume(shard);
+    CHECK(pauses.begin(shard, [] {}));
 }
