@@ -204,7 +204,11 @@ def holders(folder, marker):
     for where, _, files in os.walk(folder):
         for file in files:
             path = os.path.join(where, file)
-            with open(path, "rb") as one:
+            try:
+                one = open(path, "rb")
+            except FileNotFoundError:  # a segment of the journal that was let go since it was listed
+                continue
+            with one:
                 rest = b""
                 while True:
                     block = one.read(1 << 20)
