@@ -113,6 +113,11 @@ size_t ModelScheduler::in_flight() const {
     return in_flight_.size();
 }
 
+size_t ModelScheduler::waiting() const {
+    std::lock_guard lock(mutex_);
+    return waiting_.size();
+}
+
 // --- models on devices of our own ------------------------------------------------------------------------------------
 
 void ModelScheduler::attach(caf::actor_system& system, OwnModelsConfig config) {

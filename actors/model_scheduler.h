@@ -68,6 +68,8 @@ class ModelScheduler {
     /// quicker. False: where it runs it cannot be paused.
     bool pause(uint64_t request_id);
     size_t in_flight() const;
+    /// Steps that wait for room among those.
+    size_t waiting() const;
 
     /// The session sleeps; or is deleted, and nothing of it may stay in any cache: of this node, and, by way of
     /// on_deleted, of others.

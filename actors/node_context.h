@@ -24,6 +24,7 @@
 
 namespace mainstay {
 
+class LeftWork;
 class ModelScheduler;
 
 /// What an operator may move (config/mainstay.toml), as actors need it.
@@ -70,6 +71,8 @@ struct NodeContext {
 
     /// Which node would compute a step of a session's on devices of our own. Null: the node is alone. Any thread.
     std::function<std::optional<StepChoice>(const SessionKey&, const std::string& model)> step_place{};
+    /// Null: the node is alone.
+    LeftWork* left_work = nullptr;
     bool computes_every_model = true;  // so that what is asked for here needs no other node
 
     // Set by the node supervisor when it has spawned them.

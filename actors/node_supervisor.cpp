@@ -8,6 +8,7 @@
 #include <thread>
 #include <unordered_set>
 
+#include "actors/left_work.h"
 #include "actors/model_scheduler.h"
 #include "actors/router.h"
 #include "actors/tenant_supervisor.h"
@@ -101,6 +102,14 @@ caf::behavior node_supervisor(caf::stateful_actor<NodeSupervisorState>* self, No
         [self, node](const ShardLost& lost) {
             for (auto& [tenant, supervisor] : self->state.tenants) self->send(supervisor, lost);
             self->send(node->user_memories, lost);
+        },
+        [self](const LeftAskPtr& ask) {
+            const auto tenant = self->state.tenants.find(ask->claim.session.tenant);
+            if (tenant != self->state.tenants.end()) self->send(tenant->second, ask);
+        },
+        [self](const CancelLeftWork& cancel) {
+            const auto tenant = self->state.tenants.find(cancel.session.tenant);
+            if (tenant != self->state.tenants.end()) self->send(tenant->second, cancel);
         },
         [node](const EntitiesWanted& wanted) {
             if (const auto entities = node->store.entities()) node->give_entities(wanted.node, *entities);

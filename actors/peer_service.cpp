@@ -5,6 +5,7 @@
 #include <caf/send.hpp>
 
 #include "actors/messages.h"
+#include "actors/tool_outcome_message.h"
 #include "cluster/wire_message.h"
 #include "runtime/base/utf8.h"
 #include "schema/peer.capnp.h"
@@ -31,36 +32,6 @@ bool read_message(const std::string& bytes, Read read) {
     } catch (const kj::Exception&) {
         return false;
     }
-}
-
-std::string encode(const ToolOutcome& outcome) {
-    capnp::MallocMessageBuilder builder;
-    auto out = builder.initRoot<wire::PeerAnswer>().initOutcome();
-    out.setKind(static_cast<uint8_t>(outcome.kind));
-    out.setIsError(outcome.is_error);
-    put_bytes(out.initOutput(static_cast<unsigned>(outcome.output.size())), outcome.output);
-    out.setErrorClass(static_cast<uint8_t>(outcome.error_class));
-    const auto code = error_name(outcome.code);
-    put_bytes(out.initCode(static_cast<unsigned>(code.size())), code);
-    put_bytes(out.initMessage(static_cast<unsigned>(outcome.message.size())), outcome.message);
-    return flat_bytes(builder);
-}
-
-bool decode(const std::string& bytes, ToolOutcome& out) {
-    return read_message<wire::PeerAnswer>(bytes, [&](wire::PeerAnswer::Reader from) {
-        if (!from.isOutcome()) return false;
-        const auto outcome = from.getOutcome();
-        if (outcome.getKind() > static_cast<uint8_t>(ToolOutcome::Kind::lost)) return false;
-        if (outcome.getErrorClass() > static_cast<uint8_t>(ErrorClass::lost)) return false;
-        out.kind = static_cast<ToolOutcome::Kind>(outcome.getKind());
-        out.is_error = outcome.getIsError();
-        out.output = copied(outcome.getOutput());
-        out.error_class = static_cast<ErrorClass>(outcome.getErrorClass());
-        const auto* code = find_error(copied(outcome.getCode()));
-        out.code = code ? code->code : ErrorCode::internal;
-        out.message = copied(outcome.getMessage());
-        return is_valid_utf8(out.output) && is_valid_utf8(out.message);
-    });
 }
 
 ToolOutcome not_told(ToolOutcome::Kind kind, ErrorCode code, std::string message) {
@@ -107,7 +78,7 @@ void PeerService::serve(const std::string& request, std::shared_ptr<CallReply> r
     if (!read) return refuse("this release does not know that request");
     if (!memory) return reply->end();
     run->done = [reply](ToolOutcome outcome) {
-        reply->part(encode(outcome));
+        reply->part(encode_outcome(outcome));
         reply->end();
     };
     caf::anon_send(node_.user_memories, RunToolCallPtr(std::move(run)));
@@ -138,11 +109,11 @@ std::string PeerService::entities_request(const std::vector<std::string>& entiti
 void PeerService::call_memory(const ShardPlace& place, const ToolCall& call, std::function<void(ToolOutcome)> done) {
     ask_(place.node, memory_request(call), memory_call_timeout_ms,
          [done = std::move(done)](const Result<std::string>& answer) {
-             ToolOutcome outcome;
-             if (answer && decode(*answer, outcome)) return done(std::move(outcome));
-             if (answer)
+             if (answer) {
+                 if (auto outcome = decode_outcome(*answer)) return done(std::move(*outcome));
                  return done(not_told(ToolOutcome::Kind::lost, ErrorCode::internal,
                                       "the answer of the memory's node cannot be read"));
+             }
              // Nothing was sent, or it was refused as a whole; all else may have been done.
              const Error& failure = answer.error();
              const bool surely_not = failure.code == ErrorCode::misdirected ||

@@ -18,7 +18,7 @@ class CommitMessage final : public AckTarget {
     void acknowledged(Sequence durable, Sequence committed) override {
         caf::anon_send(session_, Committed{durable, committed});
     }
-    void refused() override { caf::anon_send(session_, lost_atom::value); }
+    void refused() override { caf::anon_send(session_, refused_atom::value); }
 
   private:
     caf::actor session_;
@@ -53,7 +53,7 @@ SessionActor::~SessionActor() {
     node_.sessions_active.fetch_sub(1);
     if (counted_busy_) node_.sessions_busy.fetch_sub(1);
     // A crash leaves nobody to take the answer: the next incarnation asks again, or finds the call unknown.
-    if (model_) node_.models.cancel(model_->request_id);
+    if (model_ && !model_->left) node_.models.cancel(model_->request_id);
 }
 
 // --- activation
@@ -85,8 +85,7 @@ void SessionActor::activate() {
     if (broken_) return;
     gate_.start_at(last());
     crash_point("session.activated");
-    // Whatever was in flight when the last incarnation ended has no answer to come.
-    if (session_->open_turn() != nullptr) follow_up(decide(context("system"), Recover{}));
+    begin_recovery();
     // store: false, and the process ended between the answer and the deletion that follows it.
     if (session_->disposable(node_.clock.now_ms())) decide(context("system"), DeleteSession{});
     drive();
@@ -565,7 +564,19 @@ caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeC
                 self->send(caf::actor_cast<caf::actor>(self->current_sender()), stay_atom::value, key);
             }
         },
-        [self, actor](lost_atom) {
+        [actor](const LeftNewsPtr& news) { actor->news_came(*news); },
+        [actor](claim_atom, uint64_t claim) { actor->claim_over(claim); },
+        [self, node, key](lost_atom) {
+            auto& session = self->state.actor;
+            session->lost();
+            auto work = session->leave_behind();
+            if (work.empty()) return self->quit(caf::exit_reason::user_shutdown);
+            auto behind = std::make_shared<LeftBehind>(self, *node, key, session->led_in(), std::move(work));
+            session.reset();
+            self->become(left_behind(self, std::move(behind)));
+        },
+        // Nobody is told of that: the supervisor still sends here.
+        [self, actor](refused_atom) {
             actor->lost();
             self->quit(caf::exit_reason::user_shutdown);
         },

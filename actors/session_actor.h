@@ -18,6 +18,8 @@
 #include "actors/agent_binding.h"
 #include "actors/agent_tools.h"
 #include "actors/history_reader.h"
+#include "actors/left_behind.h"
+#include "actors/left_claims.h"
 #include "actors/messages.h"
 #include "actors/node_context.h"
 #include "actors/output_gate.h"
@@ -45,6 +47,12 @@ class SessionActor {
     void rest();
     /// Another node leads the session's shard: nothing that is held leaves any more.
     void lost();
+    /// After lost(): what is under way and goes on without the session. It is the caller's now.
+    std::vector<LeftBehindWork> leave_behind();
+    Epoch led_in() const { return led_in_; }
+    void news_came(LeftNews& news);
+    /// Whoever did not answer by now has nothing.
+    void claim_over(uint64_t claim);
 
   private:
     struct ModelInFlight {
@@ -56,12 +64,14 @@ class SessionActor {
         size_t published = 0;              // of `streamed`: what readers were shown
         bool truncate = false;             // a prompt that is too long may leave out older turns
         std::shared_ptr<void> pausable{};  // node_.pauses: on a device of our own
+        std::optional<uint32_t> left{};    // it runs at this node of claims_
     };
     struct ToolInFlight {
         uint64_t call_id = 0;
         TurnNo turn;
         uint32_t call = 0, attempt = 0;
-        std::shared_ptr<void> activity;  // the shard's, until the receipt is committed
+        std::shared_ptr<void> activity{};  // the shard's, until the receipt is committed
+        std::optional<uint32_t> left{};    // it runs at this node of claims_
     };
     struct RetryAskedFor {
         TurnNo turn;
@@ -109,6 +119,13 @@ class SessionActor {
     void answer_info(ReplyTo<SessionInfo>& done);
     ItemId item_id(TurnNo turn, size_t index) const;
 
+    // --- recovery
+    void begin_recovery();
+    void recover();
+    void take_step(const RunModelStep& step, LeftClaims::Work& work, AgentToolsPtr tools);
+    void deliver(uint64_t id, LeftPart outcome);
+    void cancel_left(uint32_t source, const LeftName& work);
+
     // --- effects
     void drive();
     const Pending& pending_now();
@@ -143,6 +160,9 @@ class SessionActor {
     std::vector<ToolInFlight> tools_;
     std::vector<RetryAskedFor> retries_;
     bool waits_for_commit_ = false;  // an effect is pending that only the commit holds back
+    std::optional<LeftClaims> claims_;
+    bool recovered_ = false;  // until then nothing begins
+    TurnNo taken_up_;         // the turn that was open when this actor began: its readers come later
     std::optional<ToolsReady> listed_;
     bool listing_ = false;
     bool window_loaded_ = false;

@@ -46,6 +46,7 @@ void dispatch_echo(PlannedCall& call) {
 
 void SessionActor::drive() {
     if (broken_) return arm_timer(node_.clock.now_ms() + node_.options.passivate_after_ms);
+    if (!recovered_) return;  // recover() comes, and drives
     waits_for_commit_ = false;
     const Pending& pending = pending_now();
     cancel_stale(pending);
@@ -103,15 +104,23 @@ const Pending& SessionActor::pending_now() {
 void SessionActor::cancel_stale(const Pending& pending) {
     if (model_ && !(pending.model && pending.model->turn == model_->step.turn &&
                     pending.model->step == model_->step.step && pending.model->attempt == model_->step.attempt)) {
-        node_.models.cancel(model_->request_id);
+        const RunModelStep& step = model_->step;
+        if (model_->left)
+            cancel_left(*model_->left, {false, step.turn, step.step, step.attempt});
+        else
+            node_.models.cancel(model_->request_id);
         model_.reset();
     }
     std::erase_if(tools_, [&](const ToolInFlight& t) {
         const bool wanted = std::any_of(pending.tools.begin(), pending.tools.end(), [&](const RunTool& p) {
             return p.turn == t.turn && p.call == t.call && p.attempt == t.attempt;
         });
-        if (!wanted) node_.tools.cancel(t.call_id);
-        return !wanted;
+        if (wanted) return false;
+        if (t.left)
+            cancel_left(*t.left, {true, t.turn, t.call, t.attempt});
+        else
+            node_.tools.cancel(t.call_id);
+        return true;
     });
 }
 
@@ -159,6 +168,8 @@ void SessionActor::start_model(const RunModelStep& step) {
         return fail_model(step, ErrorClass::transient, ErrorCode::tool_unavailable, failure);
     }
 
+    if (auto* left = claims_ ? claims_->find({false, step.turn, step.step, step.attempt}) : nullptr)
+        return take_step(step, *left, tools);
     const uint64_t id = node_.next_request.fetch_add(1, std::memory_order_relaxed);
     std::shared_ptr<void> pausable;
     if (runs_on_own_device(*model)) {
@@ -183,7 +194,7 @@ void SessionActor::start_model(const RunModelStep& step) {
     request.attempt = step.attempt;
     request.resume = step.resume;
     request.deadline = session_->open_deadline();
-    request.stream = watch_.has_stream(turn.no);
+    request.stream = watch_.has_stream(turn.no) || turn.no == taken_up_;
     request.idempotency_key = to_text(ResponseId{key_.session, turn.no}) + ":" + std::to_string(step.step);
     // A shorter prompt is another request: an upstream that has seen the key would answer it as it answered the longer.
     if (const TurnNo left_out = session_->left_out(); left_out.value != 0)
@@ -218,7 +229,7 @@ void SessionActor::start_tool(const RunTool& tool) {
     run->call.principal = turn.principal;
     run->session = caf::actor_cast<caf::actor>(self_);
     tools_.push_back(
-        {run->call.call_id, tool.turn, tool.call, tool.attempt, node_.activity.begin(node_.shard_of(key_))});
+        {run->call.call_id, tool.turn, tool.call, tool.attempt, node_.activity.begin(node_.shard_of(key_)), {}});
     crash_point("session.before_dispatch");
     self_->send(node_.tool_worker, std::move(run));
     crash_point("session.after_dispatch");
@@ -253,6 +264,7 @@ void SessionActor::model_settled(ModelSettled& settled) {
     crash_point("session.model_answered");
     const auto flight = std::move(*model_);
     model_.reset();
+    if (flight.left) claims_->forget(flight.request_id);
     const auto& step = flight.step;
     const Turn* open = session_->open_turn();
     const size_t items_before = open && open->no == step.turn ? open->items.size() : 0;
@@ -321,6 +333,7 @@ void SessionActor::tool_settled(ToolSettled& settled) {
     if (found == tools_.end()) return;
     const auto flight = *found;
     tools_.erase(found);
+    if (flight.left) claims_->forget(flight.call_id);
     auto& outcome = settled.outcome;
     crash_point("session.tool_answered");
     Decided decided;

@@ -2,8 +2,10 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstdlib>
 
+#include "actors/left_work.h"
 #include "actors/session_actor.h"
 
 namespace mainstay {
@@ -112,12 +114,23 @@ bool forget(Self self, const SessionKey& key, std::vector<EnvelopePtr>& held) {
     return evicted;
 }
 
+/// One that was told to go is gone.
+void left(TenantState& state, caf::actor_id id) {
+    const auto key = state.leaving_by_id.find(id);
+    if (key == state.leaving_by_id.end()) return;
+    const auto [first, last] = state.leaving.equal_range(key->second);
+    state.leaving.erase(std::find_if(first, last, [&](const auto& one) { return one.second.id() == id; }));
+    state.leaving_by_id.erase(key);
+}
+
 /// A session actor died without saying so: a bug that its input met. Restarting is safe (the journal has everything),
 /// repeating it for ever is not.
 void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
     auto& state = self->state;
     const auto found = state.by_id.find(down.source.id());
-    if (found == state.by_id.end()) return;
+    if (found == state.by_id.end()) {
+        return left(state, down.source.id());
+    }
     const SessionKey key = found->second;
     std::vector<EnvelopePtr> held;
     const bool evicted = forget(self, key, held);
@@ -145,6 +158,18 @@ void crashed(Self self, NodeContext* node, const caf::down_msg& down) {
     if (evicted) eviction_ended(self, node, true);
 }
 
+void drop(Self self, NodeContext* node, const SessionKey& key, const Error& error) {
+    auto& state = self->state;
+    std::vector<EnvelopePtr> held;
+    const auto actor = state.children.at(key).actor;
+    const bool evicted = forget(self, key, held);
+    self->send(actor, lost_atom::value);
+    state.leaving.emplace(key, actor);
+    state.leaving_by_id.emplace(actor.id(), key);
+    for (const auto& envelope : held) refuse(envelope->ask, error);
+    if (evicted) eviction_ended(self, node, true);
+}
+
 /// Sessions of a shard that is led elsewhere, or anew: they go at once, and what waited for them is asked again by who
 /// asked.
 void drop_shard(Self self, NodeContext* node, ShardId shard, std::optional<Epoch> but_of) {
@@ -153,14 +178,21 @@ void drop_shard(Self self, NodeContext* node, ShardId shard, std::optional<Epoch
     for (const auto& [key, child] : state.children)
         if (node->shard_of(key) == shard && child.led_in != but_of) dropped.push_back(key);
     const Error error = NodeContext::elsewhere(node->place_of(shard), shard);
-    for (const auto& key : dropped) {
-        std::vector<EnvelopePtr> held;
-        const auto actor = state.children.at(key).actor;
-        const bool evicted = forget(self, key, held);
-        self->send(actor, lost_atom::value);
-        for (const auto& envelope : held) refuse(envelope->ask, error);
-        if (evicted) eviction_ended(self, node, true);
+    for (const auto& key : dropped) drop(self, node, key, error);
+}
+
+/// Of a session's work that its actors left behind. Who asks leads its shard in a later epoch, whether this node has
+/// heard of that or not.
+void ask_leaving(Self self, NodeContext* node, const LeftAskPtr& ask) {
+    auto& state = self->state;
+    const SessionKey& key = ask->claim.session;
+    const auto awake = state.children.find(key);
+    if (awake != state.children.end() && awake->second.led_in < ask->claim.epoch) {
+        const ShardId shard = node->shard_of(key);
+        drop(self, node, key, NodeContext::elsewhere(node->place_of(shard), shard));
     }
+    const auto [first, last] = state.leaving.equal_range(key);
+    for (auto at = first; at != last; ++at) self->send(at->second, ask);
 }
 
 RetryVerdict judge(TenantState& state, NodeContext& node, const RetryAsked& asked) {
@@ -213,8 +245,14 @@ caf::behavior tenant_supervisor(Self self, NodeContext* node, TenantId) {
         },
         [self, node](const ShardLed& led) { drop_shard(self, node, led.shard, led.epoch); },
         [self, node](const ShardLost& lost) { drop_shard(self, node, lost.shard, std::nullopt); },
+        [self, node](const LeftAskPtr& ask) { ask_leaving(self, node, ask); },
+        [self](const CancelLeftWork& cancel) {
+            const auto [first, last] = self->state.leaving.equal_range(cancel.session);
+            for (auto at = first; at != last; ++at) self->send(at->second, cancel);
+        },
         [self](drain_atom) {
             for (auto& [key, child] : self->state.children) self->send(child.actor, drain_atom::value);
+            for (auto& [key, actor] : self->state.leaving) self->send(actor, drain_atom::value);
             self->quit();
         },
     };

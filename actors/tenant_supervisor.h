@@ -32,6 +32,9 @@ struct TenantState {
     std::deque<EnvelopePtr> waiting;  // for room, while somebody is asked to make it
     std::unordered_map<SessionKey, Child> children;
     std::unordered_map<caf::actor_id, SessionKey> by_id;
+    /// Actors that were told to go, until they are gone: work may stay behind with them (actors/left_behind.h).
+    std::unordered_multimap<SessionKey, caf::actor> leaving;
+    std::unordered_map<caf::actor_id, SessionKey> leaving_by_id;
     std::unordered_map<SessionKey, RestartIntensity> crashes;
     std::unordered_map<SessionKey, TimeMs> quarantined;  // since
     QuarantineCount quarantines;

@@ -109,7 +109,7 @@ ClusterNode::ClusterNode(ClusterSettings settings, ClusterIdentity identity, Sha
               config.replication = settings_for(identity_.meta.shards);
               config.lease_ms = settings_.lease_ms;
               config.busy = callbacks_.busy;
-              config.hand_over_hold_ms = settings_.hand_over_wait_ms;
+              config.hand_over_hold_ms = settings_.hand_over_hold_ms;
               config.send = [this](const NodeUuid& to, std::vector<ReplicationMessage> messages) {
                   link_->send(to, std::move(messages));
               };
@@ -154,6 +154,7 @@ Result<void> ClusterNode::start(const std::string& client_address) {
     etcd.details.version = settings_.version;
     etcd.details.models = settings_.models;
     etcd.details.events = events_format;
+    etcd.details.calls = uint64_t(CallKind::left_work);
     auto coordinator = EtcdCoordinator::open(std::move(etcd));
     if (!coordinator) return coordinator.error();
     coordinator_ = std::move(*coordinator);
@@ -233,6 +234,7 @@ void ClusterNode::call(const NodeUuid& from, CallKind kind, std::string request,
     const auto& served = kind == CallKind::hop          ? callbacks_.hop
                          : kind == CallKind::kv         ? callbacks_.kv_call
                          : kind == CallKind::model_step ? callbacks_.model_step
+                         : kind == CallKind::left_work  ? callbacks_.left_work
                                                         : callbacks_.shard_call;
     if (!served) return reply->end(Error{ErrorCode::peer_refused, "this node does not serve that", {}});
     served(from, std::move(request), std::move(reply));

@@ -31,7 +31,7 @@ struct ClusterSettings {
     std::vector<std::string> models = {"*"};  // NodeDetails::models
     ClusterMeta wanted;                       // of a new cluster
     uint32_t lease_ms = limits::node_lease_ms;
-    uint64_t hand_over_wait_ms = limits::hand_over_hold_ms;  // ClusterCallbacks::busy is heeded for so long
+    TimeMs hand_over_hold_ms = limits::hand_over_unfollowed_ms;  // ClusterCallbacks::busy is heeded for so long
 };
 
 /// Who this node is, and what the cluster is like.
@@ -54,7 +54,7 @@ struct ClusterCallbacks {
     std::function<void(const NodeUuid&)> peer_up;  // link's thread, must not block
     /// Link's thread, must not block. Null: such calls are refused.
     std::function<void(const NodeUuid&from, std::string request, std::shared_ptr<CallReply> reply)> hop, shard_call,
-        model_step, kv_call;
+        model_step, kv_call, left_work;
 };
 
 class ClusterNode final : public ClusterAdmin, private ShardHostEvents, private LinkHandler {

@@ -88,6 +88,7 @@ struct NodeDetails {
     std::vector<std::string> models = {
         "*"};             // on devices of our own, that it computes; "*": all. At most node_models_max
     uint64_t events = 1;  // newest format of sessions' events that it reads
+    uint64_t calls = 4;   // newest CallKind (cluster/link.h) that it answers
     friend bool operator==(const NodeDetails&, const NodeDetails&) = default;
 };
 

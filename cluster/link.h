@@ -47,9 +47,10 @@ enum class CallKind : uint8_t {
     shard = 2,       // an operation on a shard or session at its owner
     model_step = 3,  // a model step on the peer's devices
     kv = 4,          // KV blocks of sessions that are about to move, or are deleted
+    left_work = 5,   // what goes on at the peer of a session that it led before
 };
 /// Whether `kind` is in the list.
-constexpr bool known(CallKind kind) { return kind >= CallKind::hop && kind <= CallKind::kv; }
+constexpr bool known(CallKind kind) { return kind >= CallKind::hop && kind <= CallKind::left_work; }
 
 /// One request of another node, to be answered in parts; from any thread, one at a time. Dropping it unanswered ends it
 /// with an error at the caller.

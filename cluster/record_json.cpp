@@ -187,6 +187,7 @@ std::string to_json(const NodeEntry& entry) {
     for (const auto& name : entry.details.models) models.push_back(json::string(name));
     out["models"] = std::move(models);
     out["events"] = entry.details.events;
+    out["calls"] = entry.details.calls;
     return json::serialize(out);
 }
 
@@ -202,6 +203,7 @@ Result<NodeEntry> node_entry_from_json(std::string_view key, std::string_view te
     // A release that did not know the word computes every model.
     if (fields.has("models")) out.details.models = fields.texts("models", limits::node_models_max);
     if (fields.has("events")) out.details.events = fields.number("events", std::numeric_limits<uint64_t>::max());
+    if (fields.has("calls")) out.details.calls = fields.number("calls", std::numeric_limits<uint64_t>::max());
     if (!fields.ok()) return fields.error();
     return out;
 }

@@ -64,7 +64,7 @@ struct ShardHostConfig {
     /// under way, or something that goes ahead of it. Asked again and again on the host's thread, at most for
     /// hand_over_hold_ms; `held_ms`: for how long it has waited.
     std::function<bool(ShardId, const NodeUuid& to, TimeMs held_ms)> busy{};
-    TimeMs hand_over_hold_ms = limits::hand_over_hold_ms;
+    TimeMs hand_over_hold_ms = limits::hand_over_unfollowed_ms;
 };
 
 /// What a node sees of one shard.

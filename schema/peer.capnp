@@ -31,6 +31,7 @@ struct PeerAnswer {
       errorClass @4 :UInt8;
       code @5 :Text;            # name of an error code
       message @6 :Text;
+      durationMicros @7 :UInt64;
     }
   }
 }

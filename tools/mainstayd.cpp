@@ -20,7 +20,9 @@
 #include <thread>
 #include <tuple>
 
+#include "actors/hand_over_wait.h"
 #include "actors/kv_transfer.h"
+#include "actors/left_work.h"
 #include "actors/model_scheduler.h"
 #include "actors/node_fold.h"
 #include "actors/node_supervisor.h"
@@ -182,7 +184,7 @@ ClusterSettings cluster_settings(const Settings& settings) {
     out.wanted.replicas = static_cast<uint32_t>(settings.replicas);
     out.wanted.min_in_sync = static_cast<uint32_t>(settings.min_in_sync);
     out.lease_ms = static_cast<uint32_t>(settings.node_lease_ms);
-    out.hand_over_wait_ms = settings.hand_over_wait_ms;
+    out.hand_over_hold_ms = hand_over_hold_ms(settings.hand_over_wait_ms);
     return out;
 }
 
@@ -206,6 +208,23 @@ AskNode asking(std::optional<ClusterNode>& cluster, CallKind kind) {
     };
 }
 
+/// The same for an answer that is used as it comes.
+auto calling(std::optional<ClusterNode>& cluster, CallKind kind) {
+    return [&cluster, kind](const NodeUuid& to, std::string request, std::function<void(std::string)> on_part,
+                            std::function<void(std::optional<Error>)> on_end, uint32_t timeout_ms) {
+        return cluster->call_node(to, kind, std::move(request), std::move(on_part), std::move(on_end), timeout_ms);
+    };
+}
+
+/// That live.
+std::vector<NodeUuid> other_nodes(const ClusterNode& cluster) {
+    std::vector<NodeUuid> nodes;
+    if (const auto view = cluster.view())
+        for (const LiveNode& node : view->nodes)
+            if (node.name.node != cluster.identity().self.name.node) nodes.push_back(node.name.node);
+    return nodes;
+}
+
 KvTransferConfig kv_transfer_config(ModelScheduler& models, const Catalogue& catalogue, const Clock& clock,
                                     uint16_t shards, std::optional<ClusterNode>& cluster) {
     KvTransferConfig out;
@@ -217,22 +236,16 @@ KvTransferConfig kv_transfer_config(ModelScheduler& models, const Catalogue& cat
     out.clock = &clock;
     out.shards = shards;
     out.ask = asking(cluster, CallKind::kv);
-    out.others = [&cluster] {
-        std::vector<NodeUuid> nodes;
-        if (const auto view = cluster->host().view())
-            for (const LiveNode& node : view->nodes)
-                if (node.name.node != cluster->identity().self.name.node) nodes.push_back(node.name.node);
-        return nodes;
-    };
+    out.others = [&cluster] { return other_nodes(*cluster); };
     out.moved = [&cluster] { cluster->host().look(); };
     return out;
 }
 
-/// Whether sessions may have events of this format.
-bool every_node_reads(const ClusterNode& cluster, uint64_t format) {
+/// What only newer releases know is done where every node says that it does.
+template <class Does>
+bool every_node(const ClusterNode& cluster, Does does) {
     const auto view = cluster.view();
-    return view && std::all_of(view->details.begin(), view->details.end(),
-                               [&](const NodeDetails& node) { return node.events >= format; });
+    return view && std::all_of(view->details.begin(), view->details.end(), does);
 }
 
 /// The nodes that live, as the newest view of the cluster has them.
@@ -259,11 +272,18 @@ RemoteModelConfig remote_model_config(ModelScheduler& models, const Clock& clock
     out.clock = &clock;
     out.here = &models.own_devices();
     out.nodes = [&cluster] { return nodes_for_steps(*cluster); };
-    out.call = [&cluster](const NodeUuid& to, std::string request, std::function<void(std::string)> on_part,
-                          std::function<void(std::optional<Error>)> on_end, uint32_t timeout_ms) {
-        return cluster->call_node(to, CallKind::model_step, std::move(request), std::move(on_part), std::move(on_end),
-                                  timeout_ms);
-    };
+    out.call = calling(cluster, CallKind::model_step);
+    out.registry = &metrics.registry();
+    return out;
+}
+
+LeftWorkConfig left_work_config(Metrics& metrics, std::optional<ClusterNode>& cluster, const NodeUuid& self,
+                                const caf::actor& supervisor) {
+    LeftWorkConfig out;
+    out.self = self;
+    out.others = [&cluster] { return other_nodes(*cluster); };
+    out.call = calling(cluster, CallKind::left_work);
+    out.supervisor = [&supervisor] { return supervisor; };
     out.registry = &metrics.registry();
     return out;
 }
@@ -430,6 +450,7 @@ int serve(const Settings& settings) {
     std::optional<KvTransfer> kv_transfer;
     std::optional<RemoteModel> remote_model;
     std::optional<StepService> step_service;
+    std::optional<LeftWork> left_work;
     const ShardId entity_shard = shard_of(SessionKey{entity_tenant, {}}, shard_count);
     // A scan of the store does not belong on the link's thread.
     const auto entities_wanted = [&](const NodeUuid& peer) { caf::anon_send(supervisor, EntitiesWanted{peer}); };
@@ -444,18 +465,26 @@ int serve(const Settings& settings) {
         kv_transfer.emplace(system, kv_transfer_config(models, catalogue, clock, identity->meta.shards, cluster));
         models.on_deleted([&](const SessionKey& session) { kv_transfer->session_deleted(session); });
         callbacks.busy = [&, activity = node.activity](ShardId shard, const NodeUuid& to, TimeMs held_ms) {
-            // Blocks go ahead once for a hand-over, beside tool calls: neither waits for the other. What is being said
-            // stops last, because people see that.
-            const bool moving = kv_transfer->busy(shard, to);
-            const bool waits = activity.busy(shard) || moving;
-            const TimeMs patience = node.leaving
-                                        ? std::min<TimeMs>(settings.hand_over_wait_ms, limits::hand_over_hold_ms)
-                                        : settings.hand_over_wait_ms;
-            if (waits && held_ms + limits::pause_reserve_ms < patience) return true;
+            // Blocks go ahead once for a hand-over, beside tool calls: neither waits for the other.
+            HandOverAsk ask;
+            ask.blocks = kv_transfer->busy(shard, to);
+            ask.calls = activity.busy(shard);
+            ask.leaving = node.leaving;
+            ask.followed = every_node(
+                *cluster, [](const NodeDetails& details) { return details.calls >= uint64_t(CallKind::left_work); });
+            ask.held_ms = held_ms;
+            ask.calls_wait_ms = settings.hand_over_wait_ms;
+            if (hand_over_waits(ask)) return true;
             // A node of an older release could not read what a pause leaves: there the step runs again, as after a
             // crash.
-            const bool speaks = every_node_reads(*cluster, events_format) && node.pauses.pause(shard);
-            return (waits || speaks) && held_ms < patience;
+            const bool recorded =
+                every_node(*cluster, [](const NodeDetails& details) { return details.events >= events_format; });
+            return recorded && node.pauses.pause(shard);
+        };
+        left_work.emplace(left_work_config(metrics, cluster, identity->self.name.node, supervisor));
+        node.left_work = &*left_work;
+        callbacks.left_work = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
+            left_work->serve(request, std::move(reply));
         };
         callbacks.kv_call = [&](const NodeUuid&, std::string request, std::shared_ptr<CallReply> reply) {
             kv_transfer->serve(std::move(request), std::move(reply));

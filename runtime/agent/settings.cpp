@@ -106,7 +106,7 @@ const std::vector<Row>& rows() {
         {"cluster", "min_in_sync", Number{&Settings::min_in_sync, 1, limits::replicas_max}},
         {"cluster", "shards", Number{&Settings::shards, 1, limits::cluster_shards_max}},
         {"cluster", "lease", Number{&Settings::node_lease_ms, 2000, 60'000, milliseconds}},
-        {"cluster", "hand_over_wait", Number{&Settings::hand_over_wait_ms, 1000, 600'000, milliseconds}},
+        {"cluster", "hand_over_wait", Number{&Settings::hand_over_wait_ms, 0, 600'000, milliseconds}},
     };
     return all;
 }

@@ -65,7 +65,7 @@ struct Settings {
     uint64_t replicas = 3, min_in_sync = 2;  // of each shard; decided by the first node, as is shards
     uint64_t shards = shard_count_default;   // of a new cluster
     uint64_t node_lease_ms = limits::node_lease_ms;
-    uint64_t hand_over_wait_ms = 60'000;  // for tool calls of a shard that moves
+    uint64_t hand_over_wait_ms = 2'000;  // for tool calls of a shard that moves
 
     std::string coordinator_password;
     std::string admin_key;  // from MAINSTAY_ADMIN_KEY only; empty: the file DIR/admin.key

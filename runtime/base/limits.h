@@ -128,8 +128,9 @@ constexpr uint32_t link_silence_ms = 3'000;                     // a peer that s
 constexpr uint32_t link_reconnect_min_ms = 50, link_reconnect_max_ms = 2'000;
 constexpr uint32_t hop_wait_ms = 15'000;  // for a shard's owner, by a request that came to another node
 constexpr uint32_t hop_attempts_max = 8;
-constexpr uint64_t hand_over_hold_ms = 10'000;           // a node that stops waits so long for calls of its sessions
-constexpr uint64_t pause_reserve_ms = 2'000;             // the last of any such wait is for steps to pause
+constexpr uint64_t hand_over_leaving_ms = 10'000;        // a node that stops waits so long for calls of its sessions
+constexpr uint64_t hand_over_unfollowed_ms = 60'000;     // ... one whose peers would not ask for them afterwards
+constexpr uint64_t pause_reserve_ms = 2'000;             // then so long for steps to pause
 constexpr uint64_t pause_recheck_ms = 250;               // a step that may not begin looks again after so long
 constexpr uint32_t kv_move_ms_max = 2'000;               // a hand-over waits so long for KV blocks to go ahead of it
 constexpr uint64_t kv_move_bytes_max = 256ull << 20;     // of blocks that go ahead of one shard
@@ -141,6 +142,9 @@ constexpr size_t model_steps_served_max = 4096;          // of other nodes, at o
 constexpr uint32_t model_step_look_ms = 50;              // between looks whether the asking node still wants its steps
 constexpr size_t model_step_places_max = 65'536;         // sessions of which a node remembers where their KV is
 constexpr size_t model_step_part_bytes_max = 64 * 1024;  // of text in one part of a step's answer
+constexpr uint32_t left_claim_ms = 500;         // a session that begins waits so long to hear what goes on elsewhere
+constexpr uint32_t left_work_look_ms = 5'000;   // between looks at work that was left behind
+constexpr uint64_t left_work_keep_ms = 60'000;  // an outcome is kept so long, and a model speaks so long for nobody
 
 // --- the node ---------------------------------------------------------------------------------------------------
 constexpr size_t sessions_active_max = 50'000;   // (config) actors in memory; beyond, the longest idle is put to sleep

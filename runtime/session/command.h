@@ -99,8 +99,15 @@ struct CancelTurn {
 };               // turn 0: the open one
 struct Tick {};  // time passed: timers, expiries, deadlines, retries that are due
 /// First command after an activation that followed a crash or a hand-over: intents without receipt may have been
-/// dispatched, so those of class `once` become unknown.
-struct Recover {};
+/// dispatched, so those of class `once` become unknown; but for those that go on at the node where they began.
+struct Recover {
+    struct Elsewhere {
+        bool is_tool = false;
+        uint32_t number = 0, attempt = 0;  // of the open turn's step, or call
+        std::string where;                 // in words
+    };
+    std::vector<Elsewhere> elsewhere{};
+};
 struct ResolveWait {
     uint32_t wait = 0;
     WaitOutcome outcome = WaitOutcome::signalled;

@@ -185,11 +185,23 @@ void Decider::decide(const ToolFailed& failed) {
                     {}});
 }
 
-void Decider::decide(const Recover&) {
+void Decider::decide(const Recover& command) {
     if (session_.open_.empty()) return;
     const TurnProgress& turn = session_.open_.front();
+    const auto goes_on = [&](bool is_tool, uint32_t number, uint32_t attempt, const std::string& subject) {
+        for (const auto& one : command.elsewhere) {
+            if (one.is_tool != is_tool || one.number != number || one.attempt != attempt) continue;
+            if (events_.empty()) begin(turn);
+            emit(Decision{"left_behind", subject, "it goes on where it began, on " + one.where});
+            return true;
+        }
+        return false;
+    };
+    if (const uint32_t step = turn.turn.model_steps; turn.model_step_due() && turn.model.runnable(session_.now_))
+        goes_on(false, step, turn.model.attempt, "step " + std::to_string(step));
     for (const Call& call : turn.calls.all()) {
         if (!call.in_flight(session_.now_)) continue;
+        if (goes_on(true, call.index, call.step.attempt, call_subject(call.index))) continue;
         if (events_.empty()) begin(turn);
         if (call.effect == EffectClass::once) {
             const std::string code(error_name(ErrorCode::tool_outcome_unknown));

@@ -29,13 +29,17 @@ struct WithDevice {
     }
     /// A turn, as far as the model has begun to speak.
     Reader begin(const SessionKey& key) {
-        Reader reader = node.stream(key, {"tell me a joke", "mainstay_tiny"});
-        for (int i = 0; i < 10'000 && reader.text().empty(); ++i) {
+        Reader reader = node.stream(key, {"tell me a joke", "mainstay_tiny", "key-1"});
+        until([&] { return !reader.text().empty(); });
+        return reader;
+    }
+    template <class Holds>
+    void until(Holds holds) {
+        for (int i = 0; i < 10'000 && !holds(); ++i) {
             node.store().step_journal();
             if (node.scheduler().has_job()) node.scheduler().run_once();
         }
-        REQUIRE(reader.text().size() > 0);
-        return reader;
+        REQUIRE(holds());
     }
     bool pause(const SessionKey& key) { return node.node().pauses.pause(shard_of(key)); }
     /// Tokens that devices have sampled and that counted.
@@ -112,6 +116,21 @@ TEST_CASE("paused step: another actor of the session goes on from what was said"
     CHECK(status_of(answer->value()) == "completed");
     CHECK(said_before > 0);
     CHECK(here.generated() == answer->value().turn->usage.output_tokens);  // no token was sampled twice
+}
+
+TEST_CASE("paused step: who comes back to read it hears it as it comes") {
+    WithDevice here;
+    const SessionKey key = here.node.new_session();
+    const Reader gone = here.begin(key);
+    here.node.crash_session(key);
+    // It is taken up, and begins, before its reader is there again.
+    here.until([&] { return here.node.node().models.in_flight() == 0; });
+    here.until([&] { return here.node.node().models.in_flight() == 1; });
+    const Reader reader = here.node.stream(key, {"tell me a joke", "mainstay_tiny", "key-1"});
+    here.node.settle();
+    CHECK(reader.shape().find("dd") != std::string::npos);
+    CHECK(reader.shape().back() == 'e');
+    CHECK(reader.text() == said(here.node.read(key, 1)->value()));
 }
 
 TEST_CASE("step pauses: a step is told each time, and none begins while somebody asks") {

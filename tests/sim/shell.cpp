@@ -44,7 +44,7 @@ Shell::Shell(World& world, uint32_t index, uint64_t incarnation)
           world.jobs_.push_back(std::move(job));
       })) {}
 
-void Shell::activate() {
+void Shell::activate(const Elsewhere& elsewhere) {
     auto image = world_.store_.load(key_);
     check(image.ok(), "a session cannot be loaded");
     auto rebuilt = rebuild(key_, *image);
@@ -54,9 +54,21 @@ void Shell::activate() {
     if (session_.exists()) adopt_history();
     gate_.start_at(session_.last_sequence());
     world_.check_activated(*this);
+    Recover recover;
+    if (elsewhere.model)
+        recover.elsewhere.push_back({false, elsewhere.model->step, elsewhere.model->attempt, "a node"});
+    for (const RunTool& tool : elsewhere.tools) recover.elsewhere.push_back({true, tool.call, tool.attempt, "a node"});
     if (session_.open_turn() != nullptr && world_.options_.mutant != Mutant::recovery_repeats_once)
-        follow_up(decide(Recover{}));
+        follow_up(decide(std::move(recover)));
+    model_ = elsewhere.model;
+    tools_ = elsewhere.tools;
     drive();
+}
+
+std::vector<size_t> Shell::waiting_requests() const {
+    std::vector<size_t> out;
+    for (const auto& [turn, requests] : waiting_) out.insert(out.end(), requests.begin(), requests.end());
+    return out;
 }
 
 void Shell::adopt_history() {

@@ -29,11 +29,17 @@ enum class Mutant : uint8_t {
 
 struct Request;
 
+/// What goes on of a session where it was led before.
+struct Elsewhere {
+    std::optional<RunModelStep> model{};
+    std::vector<RunTool> tools{};
+};
+
 class Shell {
   public:
     Shell(World& world, uint32_t index, uint64_t incarnation);
 
-    void activate();
+    void activate(const Elsewhere& elsewhere = {});
 
     // --- asks
     void submit(Request& request, std::optional<SessionCreated> create);
@@ -56,6 +62,8 @@ class Shell {
     uint64_t incarnation() const { return incarnation_; }
     bool all_committed() const { return gate_.empty() && gate_.is_committed(session_.last_sequence()); }
     Result<TurnPtr> find_turn(TurnNo turn) const;
+    /// Of clients, by number.
+    std::vector<size_t> waiting_requests() const;
     /// Calls of the open turn whose outcome nobody knows.
     std::vector<uint32_t> unknown_calls() const;
 

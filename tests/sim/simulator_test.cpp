@@ -72,6 +72,7 @@ void print(const Counts& c) {
                 of(c.executions), of(c.unknowns), of(c.resolved), of(c.retries), of(c.forks), of(c.deletes));
     std::printf("timers %llu, passivations %llu, rebuilt states %llu, turns read back %llu\n", of(c.timers),
                 of(c.sleeps), of(c.rebuilds), of(c.turns_read));
+    std::printf("hand-overs %llu, with so much that went on elsewhere %llu\n", of(c.hand_overs), of(c.taken));
     std::fflush(stdout);
 }
 
@@ -127,6 +128,8 @@ TEST_CASE("nothing acknowledged is lost or repeated in any history") {
     CHECK(counts.answers >= 4 * histories);
     CHECK(counts.rebuilds >= histories);
     CHECK(counts.turns_read >= 4 * histories);
+    CHECK(counts.hand_overs >= histories / 2);
+    CHECK(counts.taken >= histories / 4);
 }
 
 TEST_CASE("a history is a function of its seed") {

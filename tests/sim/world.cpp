@@ -70,8 +70,11 @@ void World::run() {
             act_as_client();
         else if (what < 970)
             pass_time();
-        else if (what < 985 && !shells_.empty())
+        else if (what < 978 && !shells_.empty())
             sleep(static_cast<uint32_t>(any_of(shells_)));
+        else if (what < 985 && !shells_.empty())
+            // Rather one that has something under way.
+            hand_over(jobs_.empty() ? static_cast<uint32_t>(any_of(shells_)) : jobs_[any_of(jobs_)].session);
         else if (what < 1000 - crash_at && !shells_.empty()) {
             const auto& some = shells_[any_of(shells_)];
             if (some && what % 2 == 0) check_rebuilt(*some);
@@ -253,6 +256,48 @@ void World::sleep(uint32_t session) {
     alarms_[session] = here->session().wake_at();
     shells_[session].reset();
     ++counts_.sleeps;
+}
+
+/// As planned to another node that shares this store: with all that is committed, and with what goes on at the old one,
+/// if that can be asked.
+void World::hand_over(uint32_t session) {
+    auto& here = shells_[session];
+    if (!here || !here->all_committed()) return;
+    for (const size_t number : here->waiting_requests())
+        if (requests_[number].state == Request::State::waiting) requests_[number].state = Request::State::unanswered;
+    const uint64_t before = here->incarnation();
+    here = std::make_unique<Shell>(*this, session, ++incarnations_);
+    const bool asked = chance(80);
+    Elsewhere elsewhere;
+    const Session journalled = rebuild(keys_[session]);
+    const Pending pending = journalled.pending();
+    for (size_t at = 0; at < jobs_.size();) {
+        Job& job = jobs_[at];
+        const bool mine = job.session == session && job.incarnation == before;
+        const bool tool = mine && asked && job.kind == Job::Kind::tool &&
+                          std::any_of(pending.tools.begin(), pending.tools.end(), [&](const RunTool& one) {
+                              return one.call == job.tool.call && one.attempt == job.tool.attempt;
+                          });
+        const bool model = mine && asked && job.kind == Job::Kind::model && pending.model &&
+                           pending.model->step == job.model.step && pending.model->attempt == job.model.attempt;
+        if (!mine) {
+            ++at;
+        } else if (tool || model) {
+            if (tool)
+                elsewhere.tools.push_back(job.tool);
+            else
+                elsewhere.model = job.model;
+            job.incarnation = here->incarnation();
+            ++counts_.taken;
+            ++at;
+        } else {
+            if (job.kind == Job::Kind::tool && !job.tool_answer && chance(30))
+                tools_.executed(job.tool.idempotency_key);
+            drop_job(at);
+        }
+    }
+    ++counts_.hand_overs;
+    here->activate(elsewhere);
 }
 
 TimeMs World::next_wake() const {

@@ -23,7 +23,8 @@ struct Counts {
     uint64_t histories = 0, commands = 0, processes_killed = 0, crashes_by_eio = 0;
     std::array<uint64_t, store_fault_count> struck{};
     uint64_t refused_full = 0, submits = 0, answers = 0, repeats = 0, forks = 0, deletes = 0, cancels = 0;
-    uint64_t unknowns = 0, resolved = 0, retries = 0, timers = 0, sleeps = 0, executions = 0, rebuilds = 0;
+    uint64_t unknowns = 0, resolved = 0, retries = 0, timers = 0, sleeps = 0, hand_overs = 0, taken = 0, executions = 0,
+             rebuilds = 0;
     uint64_t turns_read = 0, segments = 0;
     void add(const Counts& other);
 };
@@ -94,6 +95,7 @@ class World {
     CommandBody tool_result(const RunTool& tool);
     void drop_job(size_t at);
     void sleep(uint32_t session);
+    void hand_over(uint32_t session);
     void pass_time();
     TimeMs next_wake() const;
     void wake_due();

@@ -133,6 +133,28 @@ TEST_CASE("ledger: after a crash, calls of class once become unknown and the oth
     CHECK(rig.session.pending().model);
 }
 
+TEST_CASE("ledger: after a hand-over, calls that go on elsewhere are in flight as they were") {
+    Rig rig;
+    rig.submit();
+    rig.model("", {run_call(EffectClass::once), run_call(EffectClass::once), run_call(EffectClass::idempotent)});
+    const Pending before = rig.session.pending();
+    rig.session = rig.restarted();
+    // Of another attempt, or another number, nobody is told: it is not what is in flight.
+    Recover recover;
+    recover.elsewhere = {{true, 1, 0, "node a"}, {true, 2, 1, "node a"}, {true, 3, 0, "node b"}};
+    CHECK(names(rig.run(std::move(recover))) == Names{"Decision", "Decision", "ToolReceipt", "Decision"});
+    const Pending after = rig.session.pending();
+    REQUIRE(after.tools.size() == 2);
+    CHECK(after.tools[0].call == 1);
+    CHECK(after.tools[0].attempt == 0);
+    CHECK(after.tools[1].call == 3);
+    CHECK(after.tools[1].idempotency_key == before.tools[2].idempotency_key);
+    CHECK(rig.item(2).status == ItemStatus::unknown);
+    rig.tool_done("a", 0);
+    rig.tool_done("b", 0);
+    CHECK(rig.item(1).status == ItemStatus::completed);
+}
+
 TEST_CASE("ledger: after a crash, a call that failed or waits for its retry was not in flight") {
     Rig rig;
     rig.submit();
