@@ -6,6 +6,32 @@
 #include "actors/model_scheduler.h"
 
 namespace mainstay {
+namespace {
+
+/// Of what may be large.
+size_t bytes_of(const LeftPart& outcome) {
+    if (const auto* tool = std::get_if<LeftToolEnded>(&outcome)) return tool->outcome.output.size();
+    const auto* model = std::get_if<LeftModelEnded>(&outcome);
+    const auto* result = model ? std::get_if<ModelResult>(&model->outcome) : nullptr;
+    if (!result) return 0;
+    size_t bytes = result->text.size();
+    for (const auto& call : result->calls) bytes += call.arguments.size();
+    return bytes;
+}
+
+constexpr const char* no_room_words = "its outcome came while the node kept left_work_bytes_max of others";
+
+LeftPart no_room(const LeftName& name) {
+    if (!name.is_tool)
+        return LeftModelEnded{name, ModelError{ErrorClass::lost, ErrorCode::model_unavailable, no_room_words, 0}};
+    ToolOutcome outcome;
+    outcome.kind = ToolOutcome::Kind::lost;
+    outcome.error_class = ErrorClass::lost;
+    outcome.message = no_room_words;
+    return LeftToolEnded{name, std::move(outcome)};
+}
+
+}  // namespace
 
 LeftBehind::LeftBehind(caf::event_based_actor* self, NodeContext& node, SessionKey key, Epoch led_in,
                        std::vector<LeftBehindWork> work)
@@ -16,6 +42,7 @@ LeftBehind::LeftBehind(caf::event_based_actor* self, NodeContext& node, SessionK
 
 LeftBehind::~LeftBehind() {
     const auto nobody = std::count_if(work_.begin(), work_.end(), [](const auto& work) { return !work.given; });
+    for (const LeftBehindWork& work : work_) node_.left_work->let_go(work.kept_bytes);
     node_.left_work->count(LeftCount::kept, size_t(nobody));
 }
 
@@ -68,8 +95,13 @@ void LeftBehind::tool_settled(ToolSettled& ended) {
 }
 
 void LeftBehind::settled(LeftBehindWork& work, LeftPart outcome) {
+    const size_t bytes = bytes_of(outcome);
     work.outcome = std::move(outcome);
     if (answer_) give(work);
+    if (node_.left_work->keep(bytes))
+        work.kept_bytes = bytes;
+    else
+        work.outcome = no_room(work.name);
     if (!all_ended()) return;
     answer_.reset();
     ended_at_ = node_.clock.now_ms();

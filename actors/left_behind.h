@@ -22,6 +22,7 @@ struct LeftBehindWork {
     std::string said;  // by a step
     std::optional<LeftPart> outcome{};
     bool given = false;
+    size_t kept_bytes = 0;
 };
 
 class LeftBehind {

@@ -22,6 +22,9 @@ class LeftClaims {
         std::string said;                   // before it was taken
         std::optional<LeftPart> outcome{};  // likewise
         bool ended = false;                 // the session was given its outcome
+        size_t heard = 0;                   // bytes of what it said, in all
+        size_t again = 0;                   // of them, what its node says once more, because it was asked again
+        bool named = true;                  // by its node, since that was asked last
     };
     /// What the session is to do with a piece of news.
     struct Said {
@@ -35,10 +38,11 @@ class LeftClaims {
     struct Missed {  // their node cannot be reached any more
         std::vector<std::pair<uint64_t, LeftName>> works;
     };
-    struct Late {  // it was named when nobody listened any more
+    struct Again {};  // its node is to be asked again, after a while
+    struct Late {     // it was named when nobody listened any more
         LeftName name;
     };
-    using Next = std::variant<std::monostate, Said, Ended, Missed, Late>;
+    using Next = std::variant<std::monostate, Said, Ended, Missed, Again, Late>;
 
     LeftClaims(uint64_t number, std::vector<LeftWork::Asked> asked) : number_(number), asked_(std::move(asked)) {
         sources_.resize(asked_.size());
@@ -66,6 +70,17 @@ class LeftClaims {
             if (work.name == name && work.id == 0) return &work;
         return nullptr;
     }
+    /// After Next of Again. Null: it cannot be asked any more.
+    Next asked_again(uint32_t source, std::shared_ptr<LinkCall> call) {
+        asked_.at(source).call = std::move(call);
+        if (!asked_.at(source).call) return missed(source, [](const Work&) { return true; });
+        for (Work& work : works_) {
+            if (work.source != source) continue;
+            work.named = false;
+            work.again = work.heard;
+        }
+        return {};
+    }
     void forget(uint64_t id) {
         std::erase_if(works_, [&](const Work& work) { return work.id == id; });
     }
@@ -74,25 +89,21 @@ class LeftClaims {
         Source& source = sources_.at(news.source);
         if (!news.part) {
             source.listed = true;
-            Missed missed;
-            for (auto at = works_.begin(); at != works_.end();) {
-                if (at->source != news.source || at->outcome || at->ended) {
-                    ++at;
-                } else if (at->id == 0) {
-                    at = works_.erase(at);
-                } else {
-                    at->ended = true;
-                    missed.works.emplace_back(at->id, at->name);
-                    ++at;
-                }
-            }
-            return missed;
+            const bool waits = std::any_of(works_.begin(), works_.end(), [&](const Work& work) {
+                return work.source == news.source && work.id != 0 && !work.ended;
+            });
+            if (news.failed && waits && ++source.failures <= limits::left_reclaims_max) return Again{};
+            return missed(news.source, [](const Work&) { return true; });
         }
         if (std::holds_alternative<LeftListed>(*news.part)) {
             source.listed = true;
-            return {};
+            return missed(news.source, [](const Work& work) { return !work.named; });
         }
         if (const auto* here = std::get_if<LeftHere>(&*news.part)) {
+            if (Work* known = work_of(news.source, here->work)) {
+                known->named = true;
+                return {};
+            }
             if (closed_) return Late{here->work};
             works_.push_back({here->work, news.source, 0, {}, {}});
             return {};
@@ -104,11 +115,13 @@ class LeftClaims {
                 return none;
             },
             *news.part);
-        const auto found = std::find_if(works_.begin(), works_.end(), [&](const Work& work) {
-            return work.source == news.source && work.name == name;
-        });
-        if (found == works_.end()) return {};
+        Work* found = work_of(news.source, name);
+        if (!found || found->ended) return {};
         if (auto* delta = std::get_if<LeftDelta>(&*news.part)) {
+            const size_t known = std::min(found->again, delta->text.size());
+            found->again -= known;
+            delta->text.erase(0, known);
+            found->heard += delta->text.size();
             if (found->id != 0) return Said{found->id, std::move(delta->text)};
             found->said += delta->text;
             return {};
@@ -124,9 +137,30 @@ class LeftClaims {
   private:
     struct Source {
         bool listed = false;
+        uint32_t failures = 0;
     };
+
+    Work* work_of(uint32_t source, const LeftName& name) {
+        for (Work& work : works_)
+            if (work.source == source && work.name == name) return &work;
+        return nullptr;
+    }
+    /// What nobody took is forgotten.
+    template <class Which>
+    Next missed(uint32_t source, Which which) {
+        Missed missed;
+        std::erase_if(works_, [&](Work& work) {
+            if (work.source != source || work.outcome || work.ended || !which(work)) return false;
+            if (work.id == 0) return true;
+            work.ended = true;
+            missed.works.emplace_back(work.id, work.name);
+            return false;
+        });
+        return missed;
+    }
+
     const uint64_t number_;
-    const std::vector<LeftWork::Asked> asked_;
+    std::vector<LeftWork::Asked> asked_;
     std::vector<Source> sources_;
     std::list<Work> works_;  // addresses stay
     bool closed_ = false;

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <caf/send.hpp>
 
 #include "actors/messages.h"
@@ -14,8 +15,8 @@ namespace {
 constexpr uint32_t notice_ms = 5'000;  // nobody waits for the answer to a cancel
 constexpr std::array<const char*, 5> count_words = {"left", "given", "kept", "taken", "missed"};
 
-void tell(const caf::actor& to, uint64_t claim, uint32_t source, std::optional<LeftPart> part) {
-    caf::anon_send(to, std::make_shared<LeftNews>(LeftNews{claim, source, std::move(part)}));
+void tell(const caf::actor& to, uint64_t claim, uint32_t source, std::optional<LeftPart> part, bool failed = false) {
+    caf::anon_send(to, std::make_shared<LeftNews>(LeftNews{claim, source, std::move(part), failed}));
 }
 
 /// What is left on the session's own node, as if it came over a link.
@@ -71,22 +72,35 @@ std::vector<LeftWork::Asked> LeftWork::claim(const SessionKey& session, Epoch ep
     const ClaimLeftWork wanted{session, epoch};
     std::vector<Asked> asked{{config_.self, nullptr}};
     ask_here(wanted, std::make_shared<HereReply>(to, claim, 0));
-    const std::string request = encode_left_request(wanted);
-    for (const NodeUuid& node : config_.others()) {
-        const auto source = uint32_t(asked.size());
-        // No deadline: what it waits for has its own, and a link that is silent ends its calls.
-        asked.push_back(
-            {node, config_.call(
-                       node, request,
-                       [to, claim, source](const std::string& bytes) {
-                           auto part = decode_left_part(bytes);
-                           if (part) return tell(to, claim, source, std::move(*part));
-                           spdlog::warn("{}", part.error().message);
-                           tell(to, claim, source, {});
-                       },
-                       [to, claim, source](const std::optional<Error>&) { tell(to, claim, source, {}); }, 0)});
-    }
+    for (const NodeUuid& node : config_.others())
+        asked.push_back({node, ask(node, wanted, claim, uint32_t(asked.size()), to)});
     return asked;
+}
+
+std::shared_ptr<LinkCall> LeftWork::claim_again(const NodeUuid& node, const SessionKey& session, Epoch epoch,
+                                                uint64_t claim, uint32_t source, const caf::actor& to) {
+    const auto others = config_.others();
+    if (std::find(others.begin(), others.end(), node) == others.end()) return nullptr;
+    return ask(node, {session, epoch}, claim, source, to);
+}
+
+/// No deadline: what it waits for has its own, and a link that is silent ends its calls.
+std::shared_ptr<LinkCall> LeftWork::ask(const NodeUuid& node, const ClaimLeftWork& wanted, uint64_t claim,
+                                        uint32_t source, const caf::actor& to) {
+    return config_.call(
+        node, encode_left_request(wanted),
+        [to, claim, source](const std::string& bytes) {
+            auto part = decode_left_part(bytes);
+            if (part) return tell(to, claim, source, std::move(*part));
+            spdlog::warn("{}", part.error().message);
+            tell(to, claim, source, {});
+        },
+        [to, claim, source](const std::optional<Error>& failure) {
+            // One that is refused as a whole is refused again.
+            const bool failed = failure && failure->code != ErrorCode::peer_refused;
+            tell(to, claim, source, {}, failed);
+        },
+        0);
 }
 
 void LeftWork::cancel(const NodeUuid& at, const CancelLeftWork& cancel) {

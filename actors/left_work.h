@@ -15,6 +15,7 @@
 #include <prometheus/registry.h>
 
 #include <array>
+#include <atomic>
 #include <caf/actor.hpp>
 #include <caf/allowed_unsafe_message_type.hpp>
 #include <functional>
@@ -27,6 +28,7 @@
 #include "actors/left_work_message.h"
 #include "cluster/link.h"
 #include "runtime/base/id.h"
+#include "runtime/base/limits.h"
 
 namespace mainstay {
 
@@ -77,6 +79,7 @@ struct LeftNews {
     uint64_t claim = 0;            // which asking
     uint32_t source = 0;           // which of its nodes
     std::optional<LeftPart> part;  // absent: nothing follows
+    bool failed = false;           // ... because the link or the node did
 };
 using LeftNewsPtr = std::shared_ptr<LeftNews>;
 
@@ -105,16 +108,30 @@ class LeftWork {
         std::shared_ptr<LinkCall> call;  // null: of this node, or it has ended
     };
     std::vector<Asked> claim(const SessionKey& session, Epoch epoch, uint64_t claim, const caf::actor& to);
+    /// One of them again, after its answer failed. Null: it does not live any more, and no news comes.
+    std::shared_ptr<LinkCall> claim_again(const NodeUuid& node, const SessionKey& session, Epoch epoch, uint64_t claim,
+                                          uint32_t source, const caf::actor& to);
     void cancel(const NodeUuid& at, const CancelLeftWork& cancel);
+
+    /// Room for an outcome that is kept here; false: there is none.
+    bool keep(size_t bytes) {
+        if (kept_bytes_.fetch_add(bytes) + bytes <= limits::left_work_bytes_max) return true;
+        kept_bytes_.fetch_sub(bytes);
+        return false;
+    }
+    void let_go(size_t bytes) { kept_bytes_.fetch_sub(bytes); }
 
     void count(LeftCount what, size_t by = 1) { counters_[size_t(what)]->Increment(double(by)); }
     const NodeUuid& self() const { return config_.self; }
 
   private:
     void ask_here(const ClaimLeftWork& claim, std::shared_ptr<CallReply> reply);
+    std::shared_ptr<LinkCall> ask(const NodeUuid& node, const ClaimLeftWork& wanted, uint64_t claim, uint32_t source,
+                                  const caf::actor& to);
 
     const LeftWorkConfig config_;
     std::array<prometheus::Counter*, 5> counters_{};
+    std::atomic<size_t> kept_bytes_{0};
 };
 
 }  // namespace mainstay

@@ -239,7 +239,8 @@ using lost_atom =
     caf::atom_constant<caf::atom("lost")>;  // to a session: another node leads it, nothing may leave any more
 using refused_atom =
     caf::atom_constant<caf::atom("refused")>;  // to a session: what it appended will never be on this node's disk
-using claim_atom = caf::atom_constant<caf::atom("claim")>;  // session -> itself: who has not answered has nothing
+using claim_atom = caf::atom_constant<caf::atom("claim")>;  // session -> itself: who has not answered has nothing; or:
+                                                            // ask a node again
 using drain_atom = caf::atom_constant<caf::atom("drain")>;
 using resume_atom = caf::atom_constant<caf::atom("resume")>;
 using listen_atom = caf::atom_constant<caf::atom("rearm")>;

@@ -566,6 +566,7 @@ caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeC
         },
         [actor](const LeftNewsPtr& news) { actor->news_came(*news); },
         [actor](claim_atom, uint64_t claim) { actor->claim_over(claim); },
+        [actor](claim_atom, uint64_t claim, uint32_t source) { actor->claim_again(claim, source); },
         [self, node, key](lost_atom) {
             auto& session = self->state.actor;
             session->lost();

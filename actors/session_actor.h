@@ -53,6 +53,7 @@ class SessionActor {
     void news_came(LeftNews& news);
     /// Whoever did not answer by now has nothing.
     void claim_over(uint64_t claim);
+    void claim_again(uint64_t claim, uint32_t source);
 
   private:
     struct ModelInFlight {
@@ -123,6 +124,7 @@ class SessionActor {
     void begin_recovery();
     void recover();
     void take_step(const RunModelStep& step, LeftClaims::Work& work, AgentToolsPtr tools);
+    void heed(uint32_t source, LeftClaims::Next next);
     void deliver(uint64_t id, LeftPart outcome);
     void cancel_left(uint32_t source, const LeftName& work);
 

@@ -80,11 +80,27 @@ void SessionActor::take_step(const RunModelStep& step, LeftClaims::Work& work, A
 void SessionActor::news_came(LeftNews& news) {
     if (!claims_ || claims_->number() != news.claim) return;
     const uint32_t source = news.source;
-    auto next = claims_->came(std::move(news));
+    heed(source, claims_->came(std::move(news)));
+    if (recovered_ || !claims_->listed()) return;
+    recover();
+    drive();
+}
+
+void SessionActor::claim_again(uint64_t claim, uint32_t source) {
+    if (!claims_ || claims_->number() != claim) return;
+    heed(source,
+         claims_->asked_again(source, node_.left_work->claim_again(claims_->node(source), key_, led_in_, claim, source,
+                                                                   caf::actor_cast<caf::actor>(self_))));
+}
+
+void SessionActor::heed(uint32_t source, LeftClaims::Next next) {
     if (auto* said = std::get_if<LeftClaims::Said>(&next)) {
         model_delta({said->id, std::move(said->text)});
     } else if (auto* ended = std::get_if<LeftClaims::Ended>(&next)) {
         deliver(ended->id, std::move(ended->outcome));
+    } else if (std::holds_alternative<LeftClaims::Again>(next)) {
+        self_->delayed_send(self_, std::chrono::milliseconds(limits::left_reclaim_ms), claim_atom::value,
+                            claims_->number(), source);
     } else if (const auto* late = std::get_if<LeftClaims::Late>(&next)) {
         cancel_left(source, late->name);
     } else if (const auto* missed = std::get_if<LeftClaims::Missed>(&next)) {
@@ -102,9 +118,6 @@ void SessionActor::news_came(LeftNews& news) {
             deliver(id, LeftToolEnded{name, std::move(outcome)});
         }
     }
-    if (recovered_ || !claims_->listed()) return;
-    recover();
-    drive();
 }
 
 /// As a message to itself, so that a step or call ends in one place however it came.

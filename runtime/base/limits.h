@@ -142,8 +142,11 @@ constexpr size_t model_steps_served_max = 4096;          // of other nodes, at o
 constexpr uint32_t model_step_look_ms = 50;              // between looks whether the asking node still wants its steps
 constexpr size_t model_step_places_max = 65'536;         // sessions of which a node remembers where their KV is
 constexpr size_t model_step_part_bytes_max = 64 * 1024;  // of text in one part of a step's answer
-constexpr uint32_t left_claim_ms = 500;         // a session that begins waits so long to hear what goes on elsewhere
-constexpr uint32_t left_work_look_ms = 5'000;   // between looks at work that was left behind
+constexpr uint32_t left_claim_ms = 500;        // a session that begins waits so long to hear what goes on elsewhere
+constexpr uint32_t left_work_look_ms = 5'000;  // between looks at work that was left behind
+constexpr uint32_t left_reclaim_ms = 250;      // between questions of a node whose answer failed, ...
+constexpr uint32_t left_reclaims_max = 40;     // ... so often at most, and only while it lives
+constexpr size_t left_work_bytes_max = 256ull << 20;  // of outcomes that a node keeps; beyond, they are lost
 constexpr uint64_t left_work_keep_ms = 60'000;  // an outcome is kept so long, and a model speaks so long for nobody
 
 // --- the node ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ struct WithLeftWork : Clustered {
     explicit WithLeftWork(bool has_peer = false) {
         LeftWorkConfig config;
         config.self = here_uuid;
-        config.others = [has_peer] { return has_peer ? std::vector<NodeUuid>{there_uuid} : std::vector<NodeUuid>{}; };
+        if (has_peer) peers.push_back(there_uuid);
+        config.others = [this] { return peers; };
         config.call = [this](const NodeUuid& to, std::string request, std::function<void(std::string)> on_part,
                              std::function<void(std::optional<Error>)> on_end, uint32_t) {
             CHECK(to == there_uuid);
@@ -91,6 +92,7 @@ struct WithLeftWork : Clustered {
     std::string last_words(const SessionKey& key) { return said(node.read(key, 1)->value()); }
 
     std::optional<LeftWork> work;
+    std::vector<NodeUuid> peers;
     std::vector<LeftRequest> requests;
     std::vector<std::shared_ptr<PeerCall>> calls;
     GotPtr<TurnAnswer> waiting;
@@ -273,16 +275,56 @@ TEST_CASE("left work: a peer's calls and steps are taken as if they had begun he
         here.node.settle();
         CHECK(here.last_words(key) == "The bank said: paid there");
     }
-    SUBCASE("it is lost: nobody knows what became of the call") {
+    const Error link_lost{ErrorCode::shard_unavailable, "the link was lost", {}};
+    SUBCASE("its link is lost, and it is asked again") {
+        here.calls[0]->part(encode_left_part(LeftHere{name}));
+        here.calls[0]->part(encode_left_part(LeftListed{}));
+        here.node.settle();
+        here.calls[0]->end(link_lost);
+        here.node.advance(limits::left_reclaim_ms + 100);
+        REQUIRE(here.calls.size() == 2);
+        here.calls[1]->end(link_lost);
+        here.node.advance(limits::left_reclaim_ms + 100);
+        REQUIRE(here.calls.size() == 3);
+        CHECK(here.node.event_names(key).find("ToolReceipt") == std::string::npos);
+        SUBCASE("it goes on there") {
+            here.calls[2]->part(encode_left_part(LeftHere{name}));
+            here.calls[2]->part(encode_left_part(LeftListed{}));
+            here.node.settle();
+            ToolOutcome outcome;
+            outcome.output = "paid there";
+            here.calls[2]->part(encode_left_part(LeftToolEnded{name, outcome}));
+            here.calls[2]->end();
+            here.node.settle();
+            CHECK(here.last_words(key) == "The bank said: paid there");
+        }
+        SUBCASE("it has forgotten") {
+            here.calls[2]->part(encode_left_part(LeftListed{}));
+            here.node.settle();
+            CHECK(here.node.event_names(key).find("ToolReceipt") != std::string::npos);
+        }
+    }
+    SUBCASE("it dies: nobody knows what became of the call") {
         here.calls[0]->part(encode_left_part(LeftHere{name}));
         here.calls[0]->part(encode_left_part(LeftListed{}));
         here.node.settle();
         CHECK(here.node.event_names(key).find("ToolReceipt") == std::string::npos);
-        here.calls[0]->end(Error{ErrorCode::shard_unavailable, "the link was lost", {}});
-        here.node.settle();
+        here.peers.clear();
+        here.calls[0]->end(link_lost);
+        here.node.advance(limits::left_reclaim_ms + 100);
         CHECK(here.node.event_names(key).find("ToolReceipt") != std::string::npos);
-        CHECK(here.node.tools.calls.size() == 1);
+        CHECK(here.calls.size() == 1);
         CHECK(here.status(key) == "in_progress");  // until a person says what happened
+    }
+    SUBCASE("its link stays lost: it is not asked for ever") {
+        here.calls[0]->part(encode_left_part(LeftHere{name}));
+        here.calls[0]->part(encode_left_part(LeftListed{}));
+        for (size_t i = 0; i < here.calls.size(); ++i) {
+            here.calls[i]->end(link_lost);
+            here.node.advance(limits::left_reclaim_ms + 100);
+        }
+        CHECK(here.calls.size() == limits::left_reclaims_max + 1);
+        CHECK(here.node.event_names(key).find("ToolReceipt") != std::string::npos);
     }
     SUBCASE("it has nothing") {
         here.calls[0]->part(encode_left_part(LeftListed{}));
@@ -301,6 +343,59 @@ TEST_CASE("left work: a peer's calls and steps are taken as if they had begun he
         CHECK(std::get<CancelLeftWork>(here.requests[1]).work == name);
     }
     CHECK(here.node.tools.calls.size() == 1);
+}
+
+TEST_CASE("left work: what a session hears, and hears again") {
+    LeftClaims claims(1, {{here_uuid, nullptr}, {there_uuid, std::make_shared<PeerCall>()}});
+    const LeftName step{false, TurnNo{1}, 0, 0}, call{true, TurnNo{1}, 3, 0}, other{true, TurnNo{1}, 4, 0};
+    const auto tell = [&](uint32_t source, LeftPart part) { return claims.came({1, source, std::move(part)}); };
+    const auto end = [&](uint32_t source, bool failed) { return claims.came({1, source, {}, failed}); };
+    tell(1, LeftHere{step});
+    tell(1, LeftHere{call});
+    tell(1, LeftDelta{step, "the "});
+    CHECK_FALSE(claims.listed());
+    tell(1, LeftListed{});
+    tell(0, LeftListed{});
+    CHECK(claims.listed());
+    end(0, false);
+    claims.close();
+    CHECK(std::get<LeftClaims::Late>(tell(1, LeftHere{other})).name == other);
+    CHECK(claims.find(other) == nullptr);
+    LeftClaims::Work* taken = claims.find(step);
+    REQUIRE(taken);
+    CHECK(taken->said == "the ");
+    taken->id = 7;
+    CHECK(claims.find(step) == nullptr);
+    claims.find(call)->id = 8;
+    CHECK(std::get<LeftClaims::Said>(tell(1, LeftDelta{step, "first "})).text == "first ");
+    CHECK(std::get<LeftClaims::Ended>(tell(1, LeftToolEnded{call, {}})).id == 8);
+    claims.forget(8);
+    // The link breaks: what it says again is not heard again.
+    CHECK(std::holds_alternative<LeftClaims::Again>(end(1, true)));
+    claims.asked_again(1, std::make_shared<PeerCall>());
+    tell(1, LeftHere{step});
+    CHECK(std::get<LeftClaims::Late>(tell(1, LeftHere{call})).name == call);
+    CHECK(std::get<LeftClaims::Said>(tell(1, LeftDelta{step, "the fir"})).text.empty());
+    CHECK(std::get<LeftClaims::Said>(tell(1, LeftDelta{step, "st second"})).text == "second");
+    CHECK(std::get<LeftClaims::Missed>(tell(1, LeftListed{})).works.empty());
+    CHECK(std::get<LeftClaims::Ended>(tell(1, LeftModelEnded{step, ModelResult{}})).id == 7);
+    CHECK(std::get<LeftClaims::Missed>(end(1, true)).works.empty());
+}
+
+TEST_CASE("left work: a node keeps so many bytes of outcomes, and no more") {
+    WithLeftWork here;
+    const SessionKey key = here.call(EffectClass::once);
+    here.move_away(key);
+    REQUIRE(here.work->keep(limits::left_work_bytes_max - 3));
+    here.node.tools.answer(0, "paid");
+    here.node.settle();
+    const auto answered = here.ask(key, Epoch{5});
+    CHECK(here.names(*answered) == "htl.");
+    const auto outcome = std::get<LeftToolEnded>(*decode_left_part(answered->parts.at(1))).outcome;
+    CHECK(outcome.kind == ToolOutcome::Kind::lost);
+    here.node.advance(limits::left_work_keep_ms + 2 * limits::left_work_look_ms);
+    CHECK(here.work->keep(3));
+    CHECK_FALSE(here.work->keep(1));
 }
 
 TEST_CASE("left work: nobody asked, so a model does not speak on for ever") {

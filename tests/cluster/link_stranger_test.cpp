@@ -283,7 +283,7 @@ TEST_CASE("link: messages in another's name are left out, calls of unknown kind 
     CHECK(met.one.stats().refused_message == 4);
     REQUIRE(met.one.witness.count(3) == 1);
     CHECK(met.one.witness.from(3)[0].from.node == link_node(3));
-    for (const unsigned kind : {0u, 5u, 255u})
+    for (const unsigned kind : {0u, 6u, 255u})
         CHECK(stranger.frame([&](auto frame) {
             frame.setCall(1 + kind);
             frame.initRequest().setKind(uint8_t(kind));

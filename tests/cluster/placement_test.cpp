@@ -555,6 +555,29 @@ TEST_CASE("placement: a node that drains gives up its primaries first, then its 
     CHECK(small.plan().steps.empty());
 }
 
+TEST_CASE("placement: for order alone few shards change hands at a time, for a drain more") {
+    World world(48, 3);
+    for (int i = 0; i < 3; ++i) world.join();
+    CHECK(world.settle(1000) > 0);
+    Machine& full = world.machines[0];
+    for (auto& record : world.records) {
+        record.primary = full.name;
+        record.incarnation = full.incarnation;
+        record.config_version = ++world.versions;
+    }
+    const auto hand_overs = [&] {
+        const auto plan = world.plan();
+        return std::count_if(plan.steps.begin(), plan.steps.end(),
+                             [](const PlacementStep& step) { return step.change.desired.target.has_value(); });
+    };
+    CHECK(hand_overs() == static_cast<ptrdiff_t>(world.settings.moves_max));
+    full.draining = true;
+    CHECK(hand_overs() == static_cast<ptrdiff_t>(world.settings.hand_overs_max));
+    full.draining = false;
+    CHECK(world.settle(1000) > 0);
+    world.check_rest();
+}
+
 TEST_CASE("placement: a target is taken back when it is reached, gone, draining, or one copy too many") {
     World world = settled_world(8, 8);
     ShardRecord& record = world.records[3];

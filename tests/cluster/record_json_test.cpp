@@ -135,7 +135,7 @@ TEST_CASE("record json: fields of a later release are ignored, missing ones are 
     check_fields(to_json(full_record()), shard, {"target"});
     NodeEntry entry;
     entry.details = {"host:1", "http://host:2", "zone", "0.1", 7};
-    check_fields(to_json(entry), node, {"models", "events"});  // an older release does not say it
+    check_fields(to_json(entry), node, {"models", "events", "calls"});  // an older release does not say it
     check_fields(to_json(ClusterMeta{}), meta, {});
 }
 

@@ -10,7 +10,7 @@ import threading
 import time
 
 from cluster_harness import Cluster, shard_of
-from cluster_kv import long_model
+from cluster_kv import held, long_model, steady
 from harness import Daemon, check, note, run, text_of, wait_until
 from inference import AGENT, MODEL, ask, computed, metric, words
 
@@ -120,7 +120,7 @@ def one_device():
         check(sent(door, "done") >= 1, "the new owner sends its steps")
 
         # Deleted: its blocks go from the host, though no node that led it has any of its own.
-        before = wait_until("figures", lambda: held(host), 10)
+        before = wait_until("figures", lambda: steady(host), 10)
         door.call("DELETE", "/v1/sessions/" + session)
         wait_until("the host to drop what it held of it", lambda: held(host) < before, 15, 0.2)
 
@@ -137,10 +137,6 @@ def one_device():
 
 def joined(events):
     return "".join(data["delta"] for name, data in events if name == "response.output_text.delta")
-
-
-def held(node):
-    return sum(metric(node, r'mainstay_model_kv_blocks\{model="mainstay_tiny",tier="%s"\}' % tier) for tier in ("device", "host", "disk"))
 
 
 def cluster_waits(cluster, nodes):
