@@ -89,6 +89,7 @@ class LeftClaims {
         Source& source = sources_.at(news.source);
         if (!news.part) {
             source.listed = true;
+            asked_.at(news.source).call = nullptr;  // it holds the session's actor
             const bool waits = std::any_of(works_.begin(), works_.end(), [&](const Work& work) {
                 return work.source == news.source && work.id != 0 && !work.ended;
             });

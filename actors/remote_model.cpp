@@ -255,11 +255,13 @@ void RemoteModel::ended(const StepPtr& step, uint64_t number, StepEnded ended) {
         return host_failed(step, number, Sent::failed, std::move(*error), ended.load);
     auto* result = std::get_if<ModelResult>(&ended.outcome);
     bool differs = false;
+    std::shared_ptr<LinkCall> call;  // it holds the step in turn
     {
         std::lock_guard lock(step->mutex);
         if (!step->is(number)) return;
         differs = result && step->matched != step->passed.size();
         step->closed = !differs;
+        if (!differs) call = std::exchange(step->call, nullptr);
     }
     if (differs) return give_up(step, number, said_otherwise());
     // Closed, so nobody else changes it any more.
