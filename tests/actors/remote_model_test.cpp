@@ -104,6 +104,12 @@ struct Cluster {
         settle();
     }
     ~Cluster() {
+        // A call that did not end holds its step, which holds it.
+        for (const AskedPtr& call : calls) {
+            call->over = true;
+            call->on_part = nullptr;
+            call->on_end = nullptr;
+        }
         calls.clear();
         for (Node* node : all()) {
             node->service->stop();
