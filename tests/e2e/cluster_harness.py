@@ -555,6 +555,18 @@ class Cluster:
         shard = shard_of(conversation, self.shards)
         return wait_until("a leader of shard %d" % shard, lambda: self.leaders().get(shard), patience, 0.05)
 
+    def conversation_led_by(self, node):
+        """A new one."""
+        def one():
+            conversation = node.conversation()
+            return conversation if self.leaders().get(shard_of(conversation, self.shards)) is node else None
+        return wait_until("a conversation that %s leads" % node.name, one, 30)
+
+    def wait_linked(self):
+        """Until every node has a link to every other."""
+        wait_until("all links", lambda: all(other["linked"] for node in self.nodes
+                                            for other in node.asked("/v1/cluster/nodes")["data"]), 30)
+
     def wait_served(self, patience=60):
         """Until every shard is led by a node that serves it, and every node says that it is ready; the seconds."""
         begun = time.monotonic()

@@ -44,14 +44,6 @@ def unmoved(agent):
     return [(words(turn), computed(turn)) for turn in turns]
 
 
-def led_by(cluster, node):
-    """A new conversation that this node leads."""
-    def one():
-        conversation = node.conversation()
-        return conversation if cluster.leaders().get(shard_of(conversation, SHARDS)) is node else None
-    return wait_until("a conversation that %s leads" % node.name, one, 30)
-
-
 def migrate(cluster, conversation, source, target):
     status, _, said = source.cli("session", "migrate", conversation, "--to", target.uuid)
     check(status == 0, "mainstay session migrate", said)
@@ -94,8 +86,8 @@ def warm_sessions_move():
         cluster.wait_in_sync()
         for node in (first, second):
             for model in AGENTS:
-                ask(node, "thank you", led_by(cluster, node), model)  # the agents' definitions are cached
-        session = led_by(cluster, first)
+                ask(node, "thank you", cluster.conversation_led_by(node), model)  # the agents' definitions are cached
+        session = cluster.conversation_led_by(first)
         turns = [ask(first, text, session) for text in TURNS]
         check([(words(turn), computed(turn)) for turn in turns] == expected[:3], "as at one node",
               [computed(turn) for turn in turns], expected)
@@ -121,12 +113,12 @@ def warm_sessions_move():
         first.call("DELETE", "/v1/sessions/" + session)
         wait_until("its blocks to go everywhere", lambda: all(held(node) <= full[node] - sent for node in full), 10)
         for node in (first, second):
-            again = ask(node, TURNS[0], led_by(cluster, node))
+            again = ask(node, TURNS[0], cluster.conversation_led_by(node))
             check((words(again), computed(again)) == expected[0], "what a deleted session computed is computed again at "
                   + node.name, again["usage"], expected[0])
 
         # A node that has not loaded the model.
-        session = led_by(cluster, first)
+        session = cluster.conversation_led_by(first)
         for text in TURNS:
             ask(first, text, session)
         migrate(cluster, session, first, third)
@@ -137,7 +129,7 @@ def warm_sessions_move():
         wait_until("it to be counted", lambda: metric(third, "mainstay_model_prefilled_tokens_total") >= computed(cold), 10)
 
         # No tiers: nothing has room for what comes.
-        session = led_by(cluster, first)
+        session = cluster.conversation_led_by(first)
         for text in TURNS:
             ask(first, text, session, BARE)
         migrate(cluster, session, first, second)
@@ -148,7 +140,7 @@ def warm_sessions_move():
         check(not any(metric(node, "mainstay_model_kv_load_failures_total") for node in (first, second)), "nothing was damaged")
 
         # A node that stops hands over with everything; of these words nobody else has computed any.
-        session = led_by(cluster, first)
+        session = cluster.conversation_led_by(first)
         for text in ("how much are 12 tozek?", "what is 31 + 8?", "tell me a joke"):
             ask(first, text, session)
         check(first.stop() == 0, "exit 0")
@@ -176,7 +168,7 @@ def what_is_said_goes_on():
         try:
             cluster.start()
             cluster.wait_in_sync()
-            session = led_by(cluster, first)
+            session = cluster.conversation_led_by(first)
             said, ended, heirs, moves = "", None, [second, third], []
             for name, data in first.stream({"model": "long", "conversation": session, **question}):
                 check(name not in ("error", "response.failed"), "no error", name, data)
@@ -227,7 +219,7 @@ def figure():
             for model in models:
                 rows = []
                 for number in range(MOVES):
-                    session = led_by(cluster, first)
+                    session = cluster.conversation_led_by(first)
                     begun = ("%d " % number) + "".join(random.Random(number).choice("abcdefgh ") for _ in range(880))
                     ask(first, begun, session, model, max_output_tokens=16, temperature=0)
                     time.sleep(1.2)

@@ -37,22 +37,13 @@ class Field:
         self.cluster = Cluster(agents, models, shards=SHARDS, env={"MAINSTAY_CLUSTER__HAND_OVER_WAIT": "0s"})
         self.cluster.start()
         self.cluster.wait_in_sync()
-        first = self.cluster.nodes[0]
-        wait_until("all links", lambda: all(other["linked"] for node in self.cluster.nodes
-                                            for other in node.asked("/v1/cluster/nodes")["data"]), 30)
-        self.first = first
+        self.cluster.wait_linked()
 
     def close(self):
         self.go_on.set()
         self.cluster.close()
         self.upstream.stop()
         shutil.rmtree(self.folder, True)
-
-    def led_by(self, node):
-        def one():
-            conversation = node.conversation()
-            return conversation if self.cluster.leaders().get(shard_of(conversation, SHARDS)) is node else None
-        return wait_until("a conversation that %s leads" % node.name, one, 30)
 
     def started(self):
         return len(read_lines(self.ledger + ".started"))
@@ -104,7 +95,7 @@ def calls_stay_where_they_are():
     field = Field()
     first, second, third = field.cluster.nodes
     try:
-        session = field.led_by(first)
+        session = field.cluster.conversation_led_by(first)
         client = Asking(third, "pay", "pay", session)
         wait_until("the call", lambda: field.started() == 1, 20)
         migrate(field.cluster, session, first, second)
@@ -119,7 +110,7 @@ def calls_stay_where_they_are():
         told = third.cli("explain", session)[1]
         check("left_behind" in told, "explain tells of it", told)
 
-        session = field.led_by(first)
+        session = field.cluster.conversation_led_by(first)
         turn = third.turn("pay", "pay", session, background=True)
         wait_until("the call", lambda: field.started() == 2, 20)
         migrate(field.cluster, session, first, second)
@@ -137,7 +128,7 @@ def a_node_is_lost_with_a_call():
     field = Field()
     first, second, third = field.cluster.nodes
     try:
-        pay = field.led_by(first)
+        pay = field.cluster.conversation_led_by(first)
         charge = wait_until("another of its shard", lambda: next(
             (one for one in (first.conversation(),) if shard_of(one, SHARDS) == shard_of(pay, SHARDS)), None), 30)
         client = Asking(third, "charge", "charge", charge)
@@ -158,27 +149,30 @@ def a_node_is_lost_with_a_call():
         field.close()
 
 
+def half_said(field, text, moves):
+    """A client that has heard the first half of what it asked the third node for, when the session has moved from the first to the second."""
+    first, second, third = field.cluster.nodes
+    session = field.cluster.conversation_led_by(first)
+    client = Reading(third, "up", text, session)
+    wait_until("the first half", lambda: client.said == "the first half, ", 20)
+    migrate(field.cluster, session, first, second)
+    wait_until("it to be taken", lambda: field.left(second, "taken") == moves, 10)
+    return client
+
+
 def an_upstream_goes_on():
     """An answer of an upstream that is being streamed moves with its session: the upstream is asked once, the client hears all of it, as it comes. Then its node dies."""
     field = Field()
-    first, second, third = field.cluster.nodes
+    first = field.cluster.nodes[0]
     try:
-        session = field.led_by(first)
-        client = Reading(third, "up", "speak to me", session)
-        wait_until("the first half", lambda: client.said == "the first half, ", 20)
-        migrate(field.cluster, session, first, second)
-        wait_until("it to be taken", lambda: field.left(second, "taken") == 1, 10)
+        client = half_said(field, "speak to me", 1)
         field.go_on.set()
         turn = client.answer()
         check(client.failed is None and client.said == text_of(turn) == "the first half, and the second", "one answer", client.said, turn)
         check(len(field.upstream.attempts("speak to me")) == 1, "the upstream was asked once")
 
         field.go_on.clear()
-        session = field.led_by(first)
-        client = Reading(third, "up", "speak again", session)
-        wait_until("the first half", lambda: client.said == "the first half, ", 20)
-        migrate(field.cluster, session, first, second)
-        wait_until("it to be taken", lambda: field.left(second, "taken") == 2, 10)
+        client = half_said(field, "speak again", 2)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
         wait_until("the upstream to be asked again", lambda: len(field.upstream.attempts("speak again")) == 2, 20)

@@ -33,21 +33,13 @@ def started(*computing, models=MODELS):
         node = cluster.nodes[number]
         wait_until("%s to load the model" % node.name, lambda: ready(node), 60, 0.05)
     # Nodes tell each other what they compute with their leases.
-    wait_until("all links", lambda: all(other["linked"] for node in cluster.nodes for other in node.asked("/v1/cluster/nodes")["data"]), 30)
+    cluster.wait_linked()
     return cluster
 
 
 def ready(node):
     listed = node.asked("/v1/workers")
     return listed and listed["data"] and all(worker["state"] == "up" for worker in listed["data"])
-
-
-def led_by(cluster, node):
-    """A new conversation that this node leads."""
-    def one():
-        conversation = node.conversation()
-        return conversation if cluster.leaders().get(shard_of(conversation, SHARDS)) is node else None
-    return wait_until("a conversation that %s leads" % node.name, one, 30)
 
 
 def session_of(turn):
@@ -93,7 +85,7 @@ def one_device():
         check(sent(door, "done") == 0, "so no step goes over the link")
 
         # A conversation that is elsewhere: steps over the link, streamed, with its KV.
-        session = led_by(cluster, other)
+        session = cluster.conversation_led_by(other)
         first = ask(other, STORY, session)
         check(sent(other, "done") >= 1 and served(host, "done") >= 1, "its steps went there", sent(other, "done"))
         explained = other.cli("explain", session)[1]
@@ -106,7 +98,7 @@ def one_device():
         note("%d of %d tokens computed" % (computed(turn), turn["usage"]["input_tokens"]))
 
         # As it would have been at the device's node.
-        same = led_by(cluster, host)
+        same = cluster.conversation_led_by(host)
         check(words(ask(host, STORY, same)) == words(first), "it says what it says on that node itself")
 
         # The door of another node changes nothing, and a session that moves keeps its host.
@@ -162,7 +154,7 @@ def cancelled():
     cluster = started(2)
     try:
         door, other, host = cluster.nodes
-        session = led_by(cluster, other)
+        session = cluster.conversation_led_by(other)
         ask(other, "hello", session)
         status, _, said = host.cli("worker", "drain", "mainstay_tiny/0")
         check(status == 0, "the device takes nothing new, so that a step waits there", said)
@@ -191,9 +183,9 @@ def moves_amid_a_step():
     cluster = started(2)
     try:
         door, other, host = cluster.nodes
-        expected = words(ask(host, STORY, led_by(cluster, host)))
+        expected = words(ask(host, STORY, cluster.conversation_led_by(host)))
         for hold in (True, False):
-            session = led_by(cluster, other)
+            session = cluster.conversation_led_by(other)
             if hold:
                 check(host.cli("worker", "drain", "mainstay_tiny/0")[0] == 0, "its device takes nothing new")
             turn = ask(other, STORY, session, background=True)
@@ -219,7 +211,7 @@ def host_killed():
     cluster = started(1, 2, models=long_model(weights))
     try:
         door, one, two = cluster.nodes
-        sessions = [led_by(cluster, door) for _ in range(12)]
+        sessions = [cluster.conversation_led_by(door) for _ in range(12)]
         for session in sessions:
             ask(door, "hello", session, "long", max_output_tokens=4)
         before = {node: served(node, "done") for node in (one, two)}
@@ -266,10 +258,10 @@ def figure():
     try:
         door, other, host = cluster.nodes
         rows = {}
-        sessions = {node.name: led_by(cluster, node) for node in (host, other)}
+        sessions = {node.name: cluster.conversation_led_by(node) for node in (host, other)}
         for round_ in range(TURNS):
             for node in (host, other):
-                session = led_by(cluster, node) if round_ % 10 == 0 else sessions[node.name]
+                session = cluster.conversation_led_by(node) if round_ % 10 == 0 else sessions[node.name]
                 sessions[node.name] = session
                 begun = time.monotonic()
                 ask(node, "hello", session)
