@@ -19,23 +19,10 @@ size_t bytes_of(const LeftPart& outcome) {
     return bytes;
 }
 
-constexpr const char* no_room_words = "its outcome came while the node kept left_work_bytes_max of others";
-
-LeftPart no_room(const LeftName& name) {
-    if (!name.is_tool)
-        return LeftModelEnded{name, ModelError{ErrorClass::lost, ErrorCode::model_unavailable, no_room_words, 0}};
-    ToolOutcome outcome;
-    outcome.kind = ToolOutcome::Kind::lost;
-    outcome.error_class = ErrorClass::lost;
-    outcome.message = no_room_words;
-    return LeftToolEnded{name, std::move(outcome)};
-}
-
 }  // namespace
 
-LeftBehind::LeftBehind(caf::event_based_actor* self, NodeContext& node, SessionKey key, Epoch led_in,
-                       std::vector<LeftBehindWork> work)
-    : self_(self), node_(node), key_(key), led_in_(led_in), work_(std::move(work)), begun_at_(node.clock.now_ms()) {
+LeftBehind::LeftBehind(caf::event_based_actor* self, NodeContext& node, Epoch led_in, std::vector<LeftBehindWork> work)
+    : self_(self), node_(node), led_in_(led_in), work_(std::move(work)), begun_at_(node.clock.now_ms()) {
     node_.left_work->count(LeftCount::left, work_.size());
     self_->delayed_send(self_, std::chrono::milliseconds(limits::left_work_look_ms), sweep_atom::value);
 }
@@ -101,7 +88,7 @@ void LeftBehind::settled(LeftBehindWork& work, LeftPart outcome) {
     if (node_.left_work->keep(bytes))
         work.kept_bytes = bytes;
     else
-        work.outcome = no_room(work.name);
+        work.outcome = lost_left_work(work.name, "its outcome came while the node kept left_work_bytes_max of others");
     if (!all_ended()) return;
     answer_.reset();
     ended_at_ = node_.clock.now_ms();

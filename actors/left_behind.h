@@ -1,7 +1,7 @@
 #pragma once
 // What stays of a session's actor when its shard leaves while a tool call or a step of an upstream is under way: it
 // takes the outcomes that were to come to the session, and gives them to whoever leads it now. It holds nothing else of
-// the session and decides nothing. Ends when everything has an outcome and was asked for, or after a while.
+// the session and decides nothing. Ends a while after everything has an outcome (left_work_keep_ms).
 
 #include <caf/event_based_actor.hpp>
 #include <memory>
@@ -28,8 +28,7 @@ struct LeftBehindWork {
 class LeftBehind {
   public:
     /// `led_in`: the epoch in which the work was begun.
-    LeftBehind(caf::event_based_actor* self, NodeContext& node, SessionKey key, Epoch led_in,
-               std::vector<LeftBehindWork> work);
+    LeftBehind(caf::event_based_actor* self, NodeContext& node, Epoch led_in, std::vector<LeftBehindWork> work);
     ~LeftBehind();
 
     void asked(const LeftAsk& ask);
@@ -49,7 +48,6 @@ class LeftBehind {
 
     caf::event_based_actor* self_;
     NodeContext& node_;
-    const SessionKey key_;
     const Epoch led_in_;
     Epoch asked_in_{};  // of who asked last; below led_in_: nobody
     std::shared_ptr<LeftAnswer> answer_;

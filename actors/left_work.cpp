@@ -6,8 +6,8 @@
 #include <caf/send.hpp>
 
 #include "actors/messages.h"
+#include "actors/model_step_message.h"
 #include "runtime/base/limits.h"
-#include "runtime/base/utf8.h"
 
 namespace mainstay {
 namespace {
@@ -38,11 +38,7 @@ class HereReply final : public CallReply {
 }  // namespace
 
 void LeftAnswer::said(const LeftName& work, std::string_view text) {
-    while (!text.empty()) {
-        const size_t size = utf8_floor(text, limits::model_step_part_bytes_max);
-        part(LeftDelta{work, std::string(text.substr(0, size))});
-        text.remove_prefix(size);
-    }
+    in_deltas(text, [&](std::string_view piece) { part(LeftDelta{work, std::string(piece)}); });
 }
 
 LeftWork::LeftWork(LeftWorkConfig config) : config_(std::move(config)) {

@@ -122,7 +122,6 @@ class LeftWork {
     void let_go(size_t bytes) { kept_bytes_.fetch_sub(bytes); }
 
     void count(LeftCount what, size_t by = 1) { counters_[size_t(what)]->Increment(double(by)); }
-    const NodeUuid& self() const { return config_.self; }
 
   private:
     void ask_here(const ClaimLeftWork& claim, std::shared_ptr<CallReply> reply);

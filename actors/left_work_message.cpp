@@ -48,6 +48,16 @@ Result<LeftPart> read_model(const LeftName& work, std::string_view bytes) {
 
 }  // namespace
 
+LeftPart lost_left_work(const LeftName& work, std::string why) {
+    if (!work.is_tool)
+        return LeftModelEnded{work, ModelError{ErrorClass::lost, ErrorCode::model_unavailable, std::move(why), 0}};
+    ToolOutcome outcome;
+    outcome.kind = ToolOutcome::Kind::lost;
+    outcome.error_class = ErrorClass::lost;
+    outcome.message = std::move(why);
+    return LeftToolEnded{work, std::move(outcome)};
+}
+
 std::string encode_left_request(const LeftRequest& request) {
     capnp::MallocMessageBuilder builder;
     auto to = builder.initRoot<wire::LeftRequest>();
@@ -65,7 +75,6 @@ std::string encode_left_request(const LeftRequest& request) {
 std::string encode_left_part(const LeftPart& part) {
     capnp::MallocMessageBuilder builder;
     auto to = builder.initRoot<wire::LeftPart>();
-    const auto put = [](capnp::Data::Builder field, const std::string& bytes) { put_bytes(field, bytes); };
     if (const auto* here = std::get_if<LeftHere>(&part)) {
         write(to.initWork(), here->work);
         to.setHere();
@@ -79,12 +88,12 @@ std::string encode_left_part(const LeftPart& part) {
         StepEnded ended;
         std::visit([&](const auto& outcome) { ended.outcome = outcome; }, model->outcome);
         const std::string bytes = encode_ended(ended);
-        put(to.initModel(static_cast<unsigned>(bytes.size())), bytes);
+        put_bytes(to.initModel(static_cast<unsigned>(bytes.size())), bytes);
     } else {
         const auto& tool = std::get<LeftToolEnded>(part);
         write(to.initWork(), tool.work);
         const std::string bytes = encode_outcome(tool.outcome);
-        put(to.initTool(static_cast<unsigned>(bytes.size())), bytes);
+        put_bytes(to.initTool(static_cast<unsigned>(bytes.size())), bytes);
     }
     return flat_bytes(builder);
 }

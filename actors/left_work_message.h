@@ -53,6 +53,9 @@ struct LeftToolEnded {
 };
 using LeftPart = std::variant<LeftHere, LeftListed, LeftDelta, LeftModelEnded, LeftToolEnded>;
 
+/// How work ended whose outcome does not come.
+LeftPart lost_left_work(const LeftName& work, std::string why);
+
 std::string encode_left_request(const LeftRequest& request);
 /// May be larger than a message may be; a delta has at most limits::model_step_part_bytes_max.
 std::string encode_left_part(const LeftPart& part);

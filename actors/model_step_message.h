@@ -9,7 +9,9 @@
 #include <variant>
 #include <vector>
 
+#include "runtime/base/limits.h"
 #include "runtime/base/result.h"
+#include "runtime/base/utf8.h"
 #include "runtime/inference/text_device.h"
 
 namespace mainstay {
@@ -53,6 +55,15 @@ std::string encode_step(const RunRemoteStep& step);
 std::string encode_pause(const PauseRemoteStep& pause);
 std::string encode_rest(const RestRemoteSession& rest);
 std::string encode_delta(std::string_view text);
+/// Gives the text to `put` in pieces that a delta may have, none of which ends within a character.
+template <class Put>
+void in_deltas(std::string_view text, Put put) {
+    while (!text.empty()) {
+        const size_t size = utf8_floor(text, limits::model_step_part_bytes_max);
+        put(text.substr(0, size));
+        text.remove_prefix(size);
+    }
+}
 std::string encode_ended(const StepEnded& ended);
 
 /// Refuse with peer_refused what is damaged, beyond a bound, unknown to this release or, where it must be, no UTF-8.

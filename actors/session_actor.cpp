@@ -567,12 +567,12 @@ caf::behavior session_actor(caf::stateful_actor<SessionActorHolder>* self, NodeC
         [actor](const LeftNewsPtr& news) { actor->news_came(*news); },
         [actor](claim_atom, uint64_t claim) { actor->claim_over(claim); },
         [actor](claim_atom, uint64_t claim, uint32_t source) { actor->claim_again(claim, source); },
-        [self, node, key](lost_atom) {
+        [self, node](lost_atom) {
             auto& session = self->state.actor;
             session->lost();
             auto work = session->leave_behind();
             if (work.empty()) return self->quit(caf::exit_reason::user_shutdown);
-            auto behind = std::make_shared<LeftBehind>(self, *node, key, session->led_in(), std::move(work));
+            auto behind = std::make_shared<LeftBehind>(self, *node, session->led_in(), std::move(work));
             session.reset();
             self->become(left_behind(self, std::move(behind)));
         },

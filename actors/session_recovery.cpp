@@ -4,14 +4,9 @@
 #include <chrono>
 
 #include "actors/session_actor.h"
-#include "cluster/placement.h"
+#include "cluster/membership.h"
 
 namespace mainstay {
-namespace {
-
-std::string node_words(const NodeUuid& node) { return "node " + short_text(node); }
-
-}  // namespace
 
 /// In a cluster other nodes are asked first: what was begun there may go on there. Nothing begins until they have
 /// answered.
@@ -50,7 +45,7 @@ void SessionActor::recover() {
                              : pending.model && is(pending.model->turn, pending.model->step, pending.model->attempt);
             if (wanted)
                 command.elsewhere.push_back(
-                    {name.is_tool, name.number, name.attempt, node_words(claims_->node(work.source))});
+                    {name.is_tool, name.number, name.attempt, "node " + short_text(claims_->node(work.source))});
             else if (!work.outcome)
                 cancel_left(work.source, name);
             return !wanted;
@@ -104,19 +99,10 @@ void SessionActor::heed(uint32_t source, LeftClaims::Next next) {
     } else if (const auto* late = std::get_if<LeftClaims::Late>(&next)) {
         cancel_left(source, late->name);
     } else if (const auto* missed = std::get_if<LeftClaims::Missed>(&next)) {
-        const std::string why = node_words(claims_->node(source)) + ", where it ran, cannot be asked any more";
+        const std::string why =
+            "node " + short_text(claims_->node(source)) + ", where it ran, cannot be asked any more";
         node_.left_work->count(LeftCount::missed, missed->works.size());
-        for (const auto& [id, name] : missed->works) {
-            if (!name.is_tool) {
-                deliver(id, LeftModelEnded{name, ModelError{ErrorClass::lost, ErrorCode::model_unavailable, why, 0}});
-                continue;
-            }
-            ToolOutcome outcome;
-            outcome.kind = ToolOutcome::Kind::lost;
-            outcome.error_class = ErrorClass::lost;
-            outcome.message = why;
-            deliver(id, LeftToolEnded{name, std::move(outcome)});
-        }
+        for (const auto& [id, name] : missed->works) deliver(id, lost_left_work(name, why));
     }
 }
 

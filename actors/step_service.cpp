@@ -15,7 +15,6 @@
 
 #include "actors/messages.h"
 #include "runtime/base/limits.h"
-#include "runtime/base/utf8.h"
 #include "runtime/inference/model_error.h"
 
 namespace mainstay {
@@ -95,13 +94,7 @@ class StepService::Served final : public ModelSink, public std::enable_shared_fr
     // On the device's thread, one after the other.
     void delta(uint64_t, std::string text) override {
         if (over_) return;
-        for (std::string_view rest = text; !rest.empty();) {
-            const size_t size = rest.size() <= limits::model_step_part_bytes_max
-                                    ? rest.size()
-                                    : utf8_floor(rest, limits::model_step_part_bytes_max);
-            reply_->part(encode_delta(rest.substr(0, size)));
-            rest.remove_prefix(size);
-        }
+        in_deltas(text, [&](std::string_view piece) { reply_->part(encode_delta(piece)); });
     }
     void done(uint64_t, ModelResult result) override { end(Outcome::done, std::move(result)); }
     void failed(uint64_t, ModelError error) override { end(Outcome::failed, std::move(error)); }
